@@ -1,0 +1,465 @@
+"""Claims are data: a report file fixes claims and rules before the run, and `Case.judge` applies them after it."""
+
+import html
+import math
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from casestudies_lib import paths
+
+VERDICTS_MIME = "application/vnd.casebook.verdicts+json"
+SYMBOLS = {"upheld": "✓", "refuted": "✗", "inconclusive": "≈", "uninformative": "∅", "untested": "…"}
+Kind = Literal["identity", "arithmetic", "effect", "diagnostic", "remedy"]
+_SINGLE = ("identity", "arithmetic")
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+_COMPARISON = re.compile(rf"(<=|>=|==|<|>)\s*({_NUMBER})", re.IGNORECASE)
+_RANGE = re.compile(rf"(outside\s+)?({_NUMBER})\s+to\s+({_NUMBER})", re.IGNORECASE)
+
+
+class ReportError(ValueError):
+    """A report file, or the use made of it, is wrong; the message names file, claim and field."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A set of numbers as a union of intervals `(low, high, ends_included)`, with the text it was read from."""
+
+    text: str
+    parts: tuple[tuple[float, float, bool], ...]
+
+    def holds(self, low: float, high: float) -> bool:
+        """Return whether the whole interval from low to high lies in one part of the region."""
+        return any(
+            (a < low or (closed and a == low)) and (high < b or (closed and b == high)) for a, b, closed in self.parts
+        )
+
+    def meets(self, low: float, high: float) -> bool:
+        """Return whether any number from low to high lies in the region."""
+        return any(
+            (high > a or (closed and high == a)) and (low < b or (closed and low == b)) for a, b, closed in self.parts
+        )
+
+    def margin(self, low: float, high: float) -> float:
+        """Return by what factor the interval clears the region's finite, non-zero ends: 1 is just inside.
+
+        A crossing of sign clears an end by any factor. Zero as an end has no factor; it is left out.
+        """
+        inside = [part for part in self.parts if Region(self.text, (part,)).holds(low, high)]
+        if not inside:
+            return 0.0
+        a, b, _ = inside[0]
+        ends = [(low, a, 1)] if math.isfinite(a) and a else []
+        ends += [(high, b, -1)] if math.isfinite(b) and b and a != b else []
+        return min((_clearance(*end) for end in ends), default=math.inf)
+
+
+def _clearance(value: float, end: float, side: int) -> float:
+    """Return the factor between a value and a region's end that it must stay above (side 1) or below (-1)."""
+    if value * end <= 0:
+        return math.inf
+    ratio = value / end
+    return ratio if (side > 0) == (end > 0) else 1 / ratio
+
+
+def region(text: str) -> Region:
+    """Read a region such as `<= 0.01`, `== 0`, `0.8 to 1.25` or `outside 0.5 to 2`.
+
+    Raises:
+        ValueError: the text is none of these, or a range is empty.
+    """
+    stripped = text.strip()
+    if match := _COMPARISON.fullmatch(stripped):
+        sign, number = match[1], float(match[2])
+        closed = "=" in sign
+        low = -math.inf if sign[0] == "<" else number
+        high = math.inf if sign[0] == ">" else number
+        return Region(stripped, ((low, high, closed),))
+    if match := _RANGE.fullmatch(stripped):
+        low, high = float(match[2]), float(match[3])
+        if low >= high:
+            raise ValueError(f"region {text!r} is empty: {low} is not below {high}")
+        parts = ((-math.inf, low, False), (high, math.inf, False)) if match[1] else ((low, high, True),)
+        return Region(stripped, parts)
+    raise ValueError(f"region {text!r} is not one of '<= X', '< X', '>= X', '> X', '== X', 'A to B', 'outside A to B'")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+def _as_region(value: object) -> object:
+    return region(value) if isinstance(value, str) else value
+
+
+RegionField = Annotated[Region, BeforeValidator(_as_region)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Claim(_Strict):
+    """One checkable statement of a report, with the rule that decides it."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Z][0-9]+$")]
+    kind: Kind
+    says: Text
+    measure: Text
+    unit: Text
+    upheld_if: RegionField
+    refuted_if: RegionField
+    min_seeds: Annotated[int, Field(ge=0)]
+    why: Text
+
+    @property
+    def rule(self) -> str:
+        """Return the rule as one line."""
+        return f"upheld if {self.upheld_if.text}; refuted if {self.refuted_if.text}"
+
+    @model_validator(mode="after")
+    def _rule_can_go_both_ways(self) -> "Claim":
+        for low, high, closed in self.upheld_if.parts:
+            inner_low, inner_high = (low, high) if closed else (math.nextafter(low, high), math.nextafter(high, low))
+            if self.refuted_if.meets(inner_low, inner_high):
+                raise ValueError(f"upheld_if ({self.upheld_if.text}) and refuted_if ({self.refuted_if.text}) overlap")
+        if self.kind in ("effect", "remedy", "diagnostic") and self.min_seeds < 2:
+            raise ValueError(f"min_seeds is {self.min_seeds}; kind {self.kind} needs an interval, so at least 2")
+        return self
+
+
+class Source(_Strict):
+    """Where the report was published."""
+
+    repository: Text
+    document: Text
+    date: date | None = None
+
+
+class Symptom(_Strict):
+    """What a log or curve shows, the claim whose trial explains it, and the probe that finds it."""
+
+    shows: Text
+    claim: Text
+    probe: Text
+
+
+class PrintedNumber(_Strict):
+    """A number that the report prints, or that its public code shows; `source` says which document."""
+
+    value: float
+    unit: Text
+    source: Text
+
+
+class Report(_Strict):
+    """A published post-mortem: its source, its printed numbers, its claims and the symptoms they explain."""
+
+    slug: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    title: Text
+    source: Source
+    summary: Text
+    printed: dict[str, PrintedNumber] = {}
+    claims: Annotated[list[Claim], Field(min_length=1)]
+    symptoms: list[Symptom] = []
+
+    @model_validator(mode="after")
+    def _ids_agree(self) -> "Report":
+        ids = [claim.id for claim in self.claims]
+        if doubled := sorted({name for name in ids if ids.count(name) > 1}):
+            raise ValueError(f"claims: id {', '.join(doubled)} stands twice")
+        for symptom in self.symptoms:
+            if symptom.claim not in ids:
+                raise ValueError(f"symptoms: {symptom.shows!r} names claim {symptom.claim}; known are {', '.join(ids)}")
+        return self
+
+
+def report_slugs() -> list[str]:
+    """Return the slugs of all report files, in alphabetical order."""
+    return sorted(path.stem for path in paths.reports().glob("*.toml"))
+
+
+def load_report(slug: str) -> Report:
+    """Read and validate the report file of a chapter.
+
+    Raises:
+        ReportError: the file is missing, is not TOML, or breaks the schema; names file, claim and field.
+    """
+    path = paths.reports() / f"{slug}.toml"
+    if not path.is_file():
+        raise ReportError(
+            f"no report file {path.name} in {path.parent}; known are {', '.join(report_slugs()) or 'none'}"
+        )
+    return parse_report(path)
+
+
+def parse_report(path: Path) -> Report:
+    """Read and validate one report file; raises as `load_report` does."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ReportError(f"{path.name} is not valid TOML: {error}; mend that line") from error
+    try:
+        report = Report.model_validate(content)
+    except ValidationError as error:
+        raise ReportError("\n".join(_explain(path.name, content, item) for item in error.errors())) from error
+    if report.slug != path.stem:
+        raise ReportError(f"{path.name}: slug is {report.slug!r}; it must be the file's name, {path.stem!r}")
+    return report
+
+
+def _explain(name: str, content: dict, item: dict) -> str:
+    where = []
+    for position, key in enumerate(item["loc"]):
+        entry = content.get("claims", []) if position == 1 and item["loc"][0] == "claims" else []
+        named = isinstance(key, int) and len(entry) > key and isinstance(entry[key], dict)
+        where.append(str(entry[key].get("id", key)) if named else str(key))
+    came = "" if isinstance(item["input"], dict | list) else f" (came: {item['input']!r})"
+    return f"{name}: {' → '.join(where) or 'file'}: {item['msg']}{came}"
+
+
+class Verdict(BaseModel):
+    """One record of `verdicts.json`: a claim, what was measured, and what follows by the rule."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    chapter: str
+    kind: Kind
+    verdict: Literal["upheld", "refuted", "inconclusive", "uninformative", "untested"]
+    says: str
+    measure: str
+    unit: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    seeds: list[int]
+    control: float | None
+    rule: str
+    reason: str
+
+    def __repr__(self) -> str:
+        """Return claim and verdict without the measured number, so that the text is the same on every machine."""
+        return f"{self.id} {SYMBOLS[self.verdict]} {self.verdict}: the report says that {self.says} ({self.rule})"
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<p class="casebook-verdict {self.verdict}"><strong>{self.id} {SYMBOLS[self.verdict]} {self.verdict}</strong> '
+            f"— the report says that {html.escape(self.says)} <small>({html.escape(self.rule)})</small></p>"
+        )
+
+
+class Case:
+    """The trial of one report: collects one verdict for each claim, in the order in which they are judged."""
+
+    def __init__(self, report: Report) -> None:
+        """Open the case with nothing judged."""
+        self.report = report
+        self._claims = {claim.id: claim for claim in report.claims}
+        self._verdicts: dict[str, Verdict] = {}
+
+    def printed(self, name: str) -> float:
+        """Return a number that the report prints.
+
+        Raises:
+            ReportError: the report file holds no such number.
+        """
+        if name not in self.report.printed:
+            raise ReportError(
+                f"{self.report.slug}.toml prints no {name!r}; known are {', '.join(self.report.printed) or 'none'}"
+            )
+        return self.report.printed[name].value
+
+    def judge(
+        self,
+        claim_id: str,
+        measured: float | Sequence[float],
+        *,
+        seeds: Sequence[int] = (),
+        control: Sequence[float] | None = None,
+    ) -> Verdict:
+        """Apply the claim's rule to what was measured.
+
+        Args:
+            claim_id: the id in the report file.
+            measured: one number (identity, arithmetic), or one number per paired seed (effect, remedy, diagnostic).
+            seeds: the seeds behind `measured`, in its order.
+            control: diagnostics only: the same measurement where the claimed cause is absent, one number per seed.
+
+        Returns:
+            The verdict, which is also kept for the verdict table.
+
+        Raises:
+            ReportError: unknown id, judged twice, too few or mismatched seeds, values not finite, or a shape that the
+                claim's kind does not take.
+        """
+        claim = self._open_claim(claim_id)
+        values = _checked_values(claim, measured, seeds, "measured")
+        mean, low, high = _interval(values)
+        if claim.kind == "diagnostic":
+            controls = None if control is None else _checked_values(claim, control, seeds, "control")
+            verdict, reason, control_mean = _judge_diagnostic(claim, low, high, controls)
+        elif control is not None:
+            raise ReportError(f"{claim_id} is of kind {claim.kind}; only a diagnostic takes control=")
+        else:
+            verdict, reason = _judge_interval(claim, low, high)
+            control_mean = None
+        return self._keep(claim, verdict, reason, (mean, low, high), len(values), seeds, control_mean)
+
+    def untested(self, claim_id: str, needs: str) -> Verdict:
+        """Record that a claim could not be tried here, and what it would take.
+
+        Raises:
+            ReportError: unknown id, judged twice, or nothing said about what it would take.
+        """
+        claim = self._open_claim(claim_id)
+        if not needs.strip():
+            raise ReportError(f"{claim_id}: say what a test would need")
+        return self._keep(claim, "untested", f"It would take {needs}.", (None, None, None), 0, (), None)
+
+    def withdraw(self, claim_id: str) -> None:
+        """Take a verdict back, so that a live notebook may judge the claim again."""
+        if self._verdicts.pop(claim_id, None) is None:
+            raise ReportError(
+                f"{claim_id} has no verdict to withdraw; judged so far: {', '.join(self._verdicts) or 'none'}"
+            )
+
+    def verdicts(self) -> list[Verdict]:
+        """Return one verdict a claim, in the report's order.
+
+        Raises:
+            ReportError: a claim was never judged.
+        """
+        if missing := [name for name in self._claims if name not in self._verdicts]:
+            raise ReportError(f"never judged: {', '.join(missing)}; judge each claim of {self.report.slug}.toml once")
+        return [self._verdicts[name] for name in self._claims]
+
+    def bets(self) -> "Table":
+        """Return the claims as a table, before any result."""
+        rows = [(claim.id, claim.kind, claim.says, claim.measure) for claim in self.report.claims]
+        return Table("Place your bets", ("claim", "kind", "the report says that", "what is measured"), rows)
+
+    def table(self) -> "Table":
+        """Return the verdict table: no measured numbers, the same text on every machine."""
+        rows = [(v.id, f"{SYMBOLS[v.verdict]} {v.verdict}", v.kind, v.says, v.rule) for v in self.verdicts()]
+        return Table("Verdicts", ("claim", "verdict", "kind", "the report says that", "rule"), rows)
+
+    def evidence(self) -> "Table":
+        """Return the measured numbers behind the verdicts; this output also carries the records that runs collect."""
+        verdicts = self.verdicts()
+        rows = [(v.id, v.verdict, v.measure, _shown(v), v.unit, str(v.n), v.reason) for v in verdicts]
+        columns = ("claim", "verdict", "measure", "value [95 % interval]", "unit", "n", "because")
+        return Table("Evidence", columns, rows, [v.model_dump(mode="json") for v in verdicts])
+
+    def _open_claim(self, claim_id: str) -> Claim:
+        if claim_id not in self._claims:
+            raise ReportError(f"unknown claim {claim_id!r}; {self.report.slug}.toml holds {', '.join(self._claims)}")
+        if claim_id in self._verdicts:
+            raise ReportError(f"{claim_id} is judged already; rerun from the top, or case.withdraw({claim_id!r}) first")
+        return self._claims[claim_id]
+
+    def _keep(self, claim, verdict, reason, measured, n, seeds, control) -> Verdict:
+        value, low, high = measured
+        record = Verdict(
+            id=claim.id, chapter=self.report.slug, kind=claim.kind, verdict=verdict, says=claim.says,
+            measure=claim.measure, unit=claim.unit, value=value, low=low, high=high, n=n,
+            seeds=[int(seed) for seed in seeds], control=control, rule=claim.rule, reason=reason,
+        )  # fmt: skip
+        self._verdicts[claim.id] = record
+        return record
+
+
+def open_case(slug: str) -> Case:
+    """Open the case of a chapter; raises `ReportError` where its report file is missing or wrong."""
+    return Case(load_report(slug))
+
+
+def _checked_values(claim: Claim, measured: float | Sequence[float], seeds: Sequence[int], name: str) -> list[float]:
+    single = isinstance(measured, int | float) or getattr(measured, "ndim", None) == 0
+    if single != (claim.kind in _SINGLE):
+        wanted = "one number" if claim.kind in _SINGLE else "one number per paired seed"
+        raise ReportError(f"{claim.id} is of kind {claim.kind} and takes {wanted}; {name} is {measured!r}")
+    values = [float(measured)] if single else [float(value) for value in measured]
+    if bad := [value for value in values if not math.isfinite(value)]:
+        raise ReportError(f"{claim.id}: {name} holds {bad[0]}; a verdict needs finite numbers, so find its cause first")
+    if len(set(seeds)) < max(claim.min_seeds, len(seeds)):
+        came = f"{len(seeds)} seeds, {len(set(seeds))} of them different"
+        raise ReportError(f"{claim.id} needs at least {claim.min_seeds} different seeds; came {came}; raise n_seeds")
+    if not single and len(values) != len(seeds):
+        raise ReportError(f"{claim.id}: {len(values)} {name} values for {len(seeds)} seeds; give one value a seed")
+    return values
+
+
+def _interval(values: list[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return (values[0],) * 3
+    from casestudies_lib.stats import mean_interval  # scipy: only where something is measured
+
+    return tuple(mean_interval(values))
+
+
+def _judge_interval(claim: Claim, low: float, high: float) -> tuple[str, str]:
+    if claim.upheld_if.holds(low, high):
+        return "upheld", f"All of it lies where the claim holds ({claim.upheld_if.text})."
+    if claim.refuted_if.holds(low, high):
+        return "refuted", f"All of it lies where the claim fails ({claim.refuted_if.text})."
+    return "inconclusive", "It reaches neither region whole."
+
+
+def _judge_diagnostic(
+    claim: Claim, low: float, high: float, control: list[float] | None
+) -> tuple[str, str, float | None]:
+    if control is None:
+        return "uninformative", "No control was measured.", None
+    verdict, reason = _judge_interval(claim, low, high)
+    mean, control_low, control_high = _interval(control)
+    if verdict == "inconclusive":
+        return verdict, reason, mean
+    reached = claim.upheld_if if verdict == "upheld" else claim.refuted_if
+    if reached.holds(control_low, control_high):
+        return "uninformative", "The control, without the claimed cause, gives the same result.", mean
+    if reached.meets(control_low, control_high):
+        return "inconclusive", "The control's interval reaches into the same region.", mean
+    return verdict, f"{reason} The control does not ({mean:.3g}).", mean
+
+
+def _shown(verdict: Verdict) -> str:
+    if verdict.value is None:
+        return "—"
+    limits = "" if verdict.low == verdict.high else f" [{verdict.low:.3g}, {verdict.high:.3g}]"
+    return f"{verdict.value:.3g}{limits}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that shows itself as text and as accessible HTML; `records` ride along for the runner."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    records: list[dict] | None = None
+
+    def __repr__(self) -> str:
+        """Return the table as aligned text."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
+        body = "".join(
+            f'<tr><th scope="row">{html.escape(first)}</th>{"".join(f"<td>{html.escape(c)}</td>" for c in rest)}</tr>'
+            for first, *rest in self.rows
+        )
+        return (
+            f'<div class="casebook-table" tabindex="0" role="region" aria-label="{html.escape(self.caption)}"><table>'
+            f"<caption>{html.escape(self.caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, object]:
+        bundle = {"text/plain": repr(self), "text/html": self._repr_html_()}
+        return bundle if self.records is None else bundle | {VERDICTS_MIME: self.records}
