@@ -1,0 +1,243 @@
+"""The command line `casebook`; each command imports what it needs, so that the light ones answer at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from casestudies_lib import paths
+from casestudies_lib.runner.errors import CasebookError, Failure, Mistake
+
+app = typer.Typer(
+    name="casebook",
+    help="Run, check and publish the chapters of the Training Incident Casebook.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+ChapterName = Annotated[str, typer.Argument(metavar="CHAPTER", help="slug of the chapter, see casebook list")]
+ChapterNames = Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER]...", help="slugs; all when none is given")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a program")]
+
+
+def main() -> NoReturn:
+    """Run the command line; every error ends as one clear line on standard error and an exit status."""
+    try:
+        status = app(standalone_mode=False)
+    except CasebookError as error:
+        _say(f"error: {error}")
+        status = error.exit_code
+    except OSError as error:
+        _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        status = Failure.exit_code
+    except Exception as error:
+        status = _usage_error(error)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage_error(error: Exception) -> int:
+    """Report a wrong command line; anything else is a defect of ours and keeps its traceback."""
+    message = getattr(error, "format_message", None)
+    if message is None:
+        if hasattr(error, "exit_code"):
+            return error.exit_code
+        raise error
+    if text := message():
+        _say(f"error: {text} (casebook --help lists what there is)")
+    return Mistake.exit_code
+
+
+def _say(line: str) -> None:
+    """Write a line for people to standard error, so that standard output stays clean for programs."""
+    sys.stderr.write(line + "\n")
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def _table(title: str, columns: list[str], rows: list[list[object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=200).print(table)
+
+
+def _chosen(names: list[str] | None) -> list:
+    from casestudies_lib.runner.chapters import all_chapters, find_chapter
+
+    chosen = [find_chapter(name) for name in names] if names else all_chapters()
+    if not chosen:
+        raise Mistake(f"no chapters in {paths.notebooks()}; make one with: casebook new SLUG")
+    return chosen
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the chapters with their claims and the state of their last run."""
+    from casestudies_lib.runner.chapters import all_chapters
+    from casestudies_lib.runner.overview import overview
+
+    rows = [overview(chapter) for chapter in all_chapters()]
+    if as_json:
+        _print_json(rows)
+        return
+    columns = ["number", "slug", "title", "claims", "last_run"]
+    _table("Chapters", [name.replace("_", " ") for name in columns], [[row[name] for name in columns] for row in rows])
+
+
+@app.command()
+def run(
+    chapter: ChapterName,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="set a parameter; repeatable")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="result folder", metavar="DIR")] = None,
+    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for the whole run")] = 900.0,
+    cell_limit: Annotated[float | None, typer.Option(metavar="SECONDS", help="limit for one cell")] = None,
+    store: Annotated[bool, typer.Option(help="write the executed notebook back to notebooks/")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a chapter with papermill and keep notebook, verdicts and provenance."""
+    from casestudies_lib.runner.chapters import find_chapter
+    from casestudies_lib.runner.execute import run_side_by_side
+    from casestudies_lib.runner.jobs import prepare
+    from casestudies_lib.runner.progress import shown
+    from casestudies_lib.runner.results import read_result
+    from casestudies_lib.runner.store import check_storable, store_notebook
+
+    job = prepare(find_chapter(chapter), parameter or [], out=out, time_limit=time_limit, cell_limit=cell_limit)
+    if store:
+        check_storable(job)
+    with shown([job.chapter.slug]) as notify:
+        folder = run_side_by_side([job], notify)[job.chapter.slug]
+    result = read_result(folder)
+    if store:
+        _say(f"stored {store_notebook(job, result)}")
+    if as_json:
+        _print_json({"chapter": job.chapter.slug, "folder": str(folder), "seconds": result.provenance["seconds"],
+                     "parameters": result.provenance["parameters"], "verdicts": result.verdicts})  # fmt: skip
+        return
+    _verdict_table(result.verdicts)
+    _say(f"result in {folder} ({result.provenance['seconds']} s)")
+
+
+def _verdict_table(records: list[dict]) -> None:
+    def number(value: float | None) -> str:
+        return "—" if value is None else f"{value:.4g}"
+
+    rows = [
+        [r["chapter"], r["id"], r["kind"], r["verdict"], r["measure"], number(r["value"]),
+         f"{number(r['low'])} to {number(r['high'])}", r["unit"], r["n"], r["rule"]]
+        for r in records
+    ]  # fmt: skip
+    columns = ["chapter", "id", "kind", "verdict", "measure", "value", "interval", "unit", "n", "rule"]
+    _table("Verdicts", columns, rows)
+
+
+@app.command()
+def verdicts(chapters: ChapterNames = None, as_json: AsJson = False) -> None:
+    """Show the verdicts of runs that are still true, else those stored in the notebooks."""
+    from casestudies_lib.runner.verdicts import current_verdicts
+
+    records, missing = [], 0
+    for chapter in _chosen(chapters):
+        try:
+            records += current_verdicts(chapter, _say)
+        except CasebookError as error:
+            _say(f"error: {error}")
+            missing += 1
+    if as_json:
+        _print_json(records)
+    elif records:
+        _verdict_table(records)
+    if missing:
+        raise typer.Exit(Failure.exit_code)
+
+
+@app.command()
+def check(
+    chapters: ChapterNames = None,
+    cell_limit: Annotated[int, typer.Option(metavar="SECONDS", help="limit for one cell")] = 300,
+) -> None:
+    """Execute the committed notebooks again and compare their marked outputs, after the contract test."""
+    from casestudies_lib.runner.compare import compare
+    from casestudies_lib.runner.execute import interruptible
+
+    with interruptible():
+        failed = compare(_chosen(chapters), everything=not chapters, cell_limit=cell_limit, announce=_say)
+    if failed:
+        raise Failure(f"check failed: {', '.join(failed)}; the lines above name the cells")
+
+
+@app.command()
+def build(
+    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each chapter")] = 900.0,
+) -> None:
+    """Run every chapter and publish the site in _build/html."""
+    from casestudies_lib.runner.build import build as build_site
+    from casestudies_lib.runner.jobs import prepare
+    from casestudies_lib.runner.progress import shown
+
+    jobs = [prepare(chapter, time_limit=time_limit) for chapter in _chosen(None)]
+    with shown([job.chapter.slug for job in jobs]) as notify:
+        page = build_site(jobs, paths.build() / "html", notify, _say)
+    _say(f"site in {page}; look at it with: casebook serve")
+
+
+@app.command()
+def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000) -> None:
+    """Serve the built site on this machine."""
+    from casestudies_lib.runner.execute import interruptible
+    from casestudies_lib.runner.serve import serve as serve_site
+
+    def announce(address: str) -> None:
+        sys.stdout.write(f"serving {address} (end with Ctrl-C)\n")
+        sys.stdout.flush()
+
+    try:
+        with interruptible():
+            serve_site(paths.build() / "html", port, announce)
+    except SystemExit:
+        _say("ended")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check that everything the casebook needs is here, with a line on how to mend what is not."""
+    from dataclasses import asdict
+
+    from casestudies_lib.runner.doctor import examine
+
+    checks = examine()
+    if as_json:
+        _print_json([asdict(check) for check in checks])
+    else:
+        _table("Doctor", ["check", "state", "found"], [[c.name, c.state, c.found] for c in checks])
+        for check in checks:
+            if check.fix:
+                _say(f"{check.name}: {check.fix}")
+    if any(check.state == "wrong" for check in checks):
+        raise typer.Exit(Failure.exit_code)
+
+
+@app.command()
+def new(slug: Annotated[str, typer.Argument(metavar="SLUG", help="lower case letters, digits and _")]) -> None:
+    """Start a chapter from the template, with a report file to fill in."""
+    from casestudies_lib.runner.starter import start_chapter
+
+    notebook, report = start_chapter(slug)
+    _say(f"made {notebook}\nmade {report}")
+    _say(f"to do: add to book/_toc.yml under chapters the line  - file: notebooks/{notebook.stem}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Runs chapters, keeps their results, and turns them into a site; the command line is `casestudies_lib.cli`."""

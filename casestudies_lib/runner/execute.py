@@ -1,0 +1,216 @@
+"""Runs chapters with papermill, each in a guarded process of its own, side by side, and judges each run itself."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from casestudies_lib import paths
+from casestudies_lib.runner import results
+from casestudies_lib.runner.chapters import claim_ids, read_notebook, tags_of
+from casestudies_lib.runner.completeness import Incomplete, cell_name, verdicts_of
+from casestudies_lib.runner.errors import CasebookError, Failure
+from casestudies_lib.runner.jobs import Job
+from casestudies_lib.runner.supervise import Outcome, follow, guarded
+from casestudies_lib.runner.worker_files import EXECUTED, JOB, SOURCE
+
+
+class RunFailed(Failure):
+    """A chapter did not run to its verdicts; the message names the cell and how to rerun."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: `done` of `total` code cells; `cell` is the one that starts, empty once all are done."""
+
+    chapter: str
+    done: int
+    total: int
+    cell: str
+
+
+Notify = Callable[[Progress], None]
+
+
+def run_chapter(job: Job, notify: Notify = lambda _: None, stop: threading.Event | None = None) -> Path:
+    """Execute one chapter and store its result.
+
+    Args:
+        job: what to run.
+        notify: receives the progress, cell by cell.
+        stop: set from another thread, it ends the run early.
+
+    Returns:
+        The result folder.
+
+    Raises:
+        RunFailed: the run did not reach all its verdicts; an earlier result stays as it was.
+        ResultError: the result folder cannot be written.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    with results.scratch_folder(job.destination) as scratch:
+        source, digests = _snapshot(job, scratch)
+        outcome = _supervised(job, source, scratch, notify, stop or threading.Event())
+        notebook, verdicts = _judged(job, source, scratch, outcome)
+        provenance = {
+            "chapter": job.chapter.slug,
+            "parameters": job.values,
+            **results.machine(),
+            "threads": outcome.facts.pop("torch_threads", 1),
+            **outcome.facts,
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - clock, 1),
+            "cells": _count_cells(source),
+            "inputs": digests,
+        }
+        return results.write_result(job.destination, scratch, notebook, verdicts, provenance)
+
+
+def _snapshot(job: Job, scratch: Path) -> tuple[dict, dict[str, str]]:
+    """Copy the notebook aside, so that what runs is what the digests say, whatever its author saves meanwhile."""
+    task = {"parameters": job.changed, "folder": str(paths.notebooks().absolute()), "cell_limit": job.cell_limit}
+    with results.writing(job.destination):
+        (scratch / SOURCE).write_bytes(job.chapter.path.read_bytes())
+        (scratch / JOB).write_text(json.dumps(task), encoding="utf-8")
+    source = read_notebook(scratch / SOURCE)
+    return source, results.inputs(job.chapter, source, job.parameters, job.values)
+
+
+def _count_cells(notebook: dict) -> int:
+    return sum(cell["cell_type"] == "code" for cell in notebook["cells"])
+
+
+def _with_injection(job: Job, source: dict) -> dict:
+    """Return the notebook that the worker's cell indices refer to: papermill puts changed parameters in a cell."""
+    if not job.changed:
+        return source
+    cells = list(source["cells"])
+    position = next(index for index, cell in enumerate(cells) if "parameters" in tags_of(cell))
+    injected = {"cell_type": "code", "source": "# Parameters", "metadata": {"tags": ["injected-parameters"]}}
+    return source | {"cells": [*cells[: position + 1], injected, *cells[position + 1 :]]}
+
+
+def _supervised(job: Job, source: dict, scratch: Path, notify: Notify, stop: threading.Event) -> Outcome:
+    running = _with_injection(job, source)
+    total = _count_cells(running)
+
+    def heard(event: dict, _outcome: Outcome) -> None:
+        if event["event"] != "cell":
+            return
+        done = sum(cell["cell_type"] == "code" for cell in running["cells"][: event["index"]])
+        starts = event["state"] == "start"
+        cell = cell_name(running, event["index"]) if starts else ""
+        notify(Progress(job.chapter.slug, done if starts else done + 1, total, cell))
+
+    command = [sys.executable, "-m", "casestudies_lib.runner.worker", str(scratch / JOB)]
+    with guarded(command, scratch) as process:
+        return follow(process, job.time_limit, stop, heard)
+
+
+def _judged(job: Job, source: dict, scratch: Path, outcome: Outcome) -> tuple[bytes, list[dict]]:
+    """Return the executed notebook and its verdicts, or fail with the reason and the partial notebook kept."""
+    executed = scratch / EXECUTED
+    try:
+        if outcome.problem or not outcome.ended:
+            raise Incomplete(_early_end(job, source, outcome))
+        content = executed.read_bytes()
+        return content, verdicts_of(json.loads(content), job.chapter.slug, claim_ids(job.chapter.slug))
+    except (Incomplete, OSError, ValueError) as error:
+        partial = results.keep_partial(job.destination, executed)
+        kept = f"; partial notebook: {partial}" if partial else ""
+        raise RunFailed(f"{job.chapter.slug}: {error}{kept}; rerun with: {job.command}") from error
+
+
+def _early_end(job: Job, source: dict, outcome: Outcome) -> str:
+    where = "before its first cell" if outcome.running is None else ""
+    if outcome.running is not None:
+        where = f"in {cell_name(_with_injection(job, source), outcome.running)}"
+    if outcome.problem is None:
+        last = outcome.errors.decode(errors="replace").strip().splitlines()[-1:]
+        return f"its process ended unexpectedly {where}: {''.join(last) or 'killed without a word'}"
+    kind, detail = outcome.problem["kind"], outcome.problem["detail"]
+    return {
+        "time limit": f"time limit of {detail} reached {where}; raise it with --time-limit",
+        "cell time-out": f"cell limit of {job.cell_limit:g} s reached {where}; raise it with --cell-limit",
+        "kernel died": f"the kernel died {where} (killed, out of memory, or ended by the cell itself)",
+        "output": f"too much output {where}: {detail}",
+        "stopped": f"stopped {where}: {detail}",
+        "system": f"the system refused {where}: {detail}",
+    }.get(kind, f"{kind} {where}: {detail}")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end this process the way Ctrl-C does, so that runs are ended and scratch is removed."""
+
+    def leave(number: int, _frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)  # tidying up is under way and takes a few seconds at most
+        raise SystemExit(128 + number)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_side_by_side(jobs: list[Job], notify: Notify = lambda _: None) -> dict[str, Path]:
+    """Run chapters on as many cores as there are, those that took longest last time first.
+
+    A cache of results belongs here: a job whose inputs are unchanged need not be submitted.
+
+    Args:
+        jobs: one for each chapter.
+        notify: receives the progress of all of them, from several threads.
+
+    Returns:
+        The result folder of each chapter, by slug.
+
+    Raises:
+        CasebookError: the first failure; the other runs are ended.
+    """
+    stop = threading.Event()
+    with interruptible(), ThreadPoolExecutor(max_workers=min(len(jobs), cores()) or 1) as pool:
+        try:
+            runs = {
+                pool.submit(run_chapter, job, notify, stop): job.chapter.slug
+                for job in sorted(jobs, key=_last_seconds, reverse=True)
+            }
+            return _first_failure_or_all(runs)
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _last_seconds(job: Job) -> float:
+    try:
+        return results.read_result(job.destination).provenance["seconds"]
+    except CasebookError:
+        return float("inf")  # never measured: may be the longest
+
+
+def _first_failure_or_all(runs: dict[Future, str]) -> dict[str, Path]:
+    waiting = set(runs)
+    while waiting:
+        # A wait without a limit would keep Python from seeing a signal until a run ends.
+        finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+        for run in finished:
+            run.result()
+    return {slug: run.result() for run, slug in runs.items()}

@@ -1,0 +1,261 @@
+"""Result folders: what a run leaves, written so that it is whole or absent, and read back only while it is still true.
+
+A folder holds `notebook.ipynb`, `verdicts.json` and, written last, `provenance.json`: the seal, with the digests of the
+other two and of every input. Nothing here reads the environment, so that no secret of it can reach a file.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import casestudies_lib
+from casestudies_lib import paths
+from casestudies_lib.runner.chapters import Chapter, read_notebook, source_of
+from casestudies_lib.runner.errors import Failure
+from casestudies_lib.runner.parameters import Parameter, Value
+
+NOTEBOOK, VERDICTS, SEAL, FAILED = "notebook.ipynb", "verdicts.json", "provenance.json", "notebook.failed.ipynb"
+_SCRATCH = ".casebook-"
+
+
+class ResultError(Failure):
+    """A result folder is missing, incomplete, damaged, or cannot be written."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A complete result: its folder, its verdict records and its provenance."""
+
+    folder: Path
+    verdicts: list[dict]
+    provenance: dict
+
+
+def digest(content: bytes) -> str:
+    """Return the SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def run_folder(chapter: Chapter, changed: dict[str, Value]) -> Path:
+    """Return where a run's result goes by default; other parameters never share the default run's folder."""
+    suffix = f"--{digest(_canonical(changed))[:10]}" if changed else ""
+    return paths.build() / "runs" / f"{chapter.slug}{suffix}"
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()
+
+
+def inputs(chapter: Chapter, notebook: dict, parameters: list[Parameter], values: dict[str, Value]) -> dict[str, str]:
+    """Return the SHA-256 of everything that a chapter's verdicts follow from, by the name that messages use.
+
+    These are the code cells (not the prose), the resolved parameters with the content of the files they name, the
+    chapter's report, the lock file, the data and every module of this package. A cache of results is keyed here: the
+    same inputs, the same result.
+    """
+    code = [source_of(cell) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    found = {"code cells": digest(_canonical(code)), "parameters": digest(_canonical(values))}
+    for parameter in parameters:
+        if parameter.unit == "path" and values[parameter.name]:
+            found[f"files of parameter {parameter.name}"] = _tree_digest(Path(str(values[parameter.name])))
+    library = Path(casestudies_lib.__file__).parent
+    for path in _modules(library):
+        found[f"casestudies_lib/{path.relative_to(library).as_posix()}"] = _file_digest(path)
+    return found | {name: _file_digest(path) for name, path in _data_files(chapter)}
+
+
+def _modules(library: Path) -> list[Path]:
+    return sorted(path for path in library.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def _data_files(chapter: Chapter) -> list[tuple[str, Path]]:
+    root = paths.root()
+    files = [path for path in sorted((root / "data").rglob("*")) if path.is_file() and path.parent != paths.reports()]
+    files += [path for path in (paths.reports() / f"{chapter.slug}.toml", root / "requirements.lock") if path.is_file()]
+    return [(path.relative_to(root).as_posix(), path) for path in files]
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tree_digest(path: Path) -> str:
+    if path.is_file():
+        return _file_digest(path)
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return digest(_canonical([(entry.relative_to(path).as_posix(), _file_digest(entry)) for entry in files]))
+
+
+def changes(recorded: dict[str, str], current: dict[str, str]) -> list[str]:
+    """Return in words what differs between the inputs of a run and those of now; empty where nothing does."""
+    words = []
+    for name in sorted(recorded.keys() | current.keys()):
+        if name not in current:
+            words.append(f"{name} is gone")
+        elif name not in recorded:
+            words.append(f"{name} is new")
+        elif recorded[name] != current[name]:
+            words.append(f"{name} changed")
+    return words
+
+
+@contextlib.contextmanager
+def scratch_folder(destination: Path) -> Iterator[Path]:
+    """Lend a private folder inside the destination, hence on its filesystem, and remove it afterwards.
+
+    Raises:
+        ResultError: the destination cannot be created or written, or its disk is full.
+    """
+    with writing(destination):
+        destination.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=destination))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: it holds a result
+            destination.rmdir()
+
+
+@contextlib.contextmanager
+def writing(destination: Path) -> Iterator[None]:
+    """Turn errors of the operating system while writing a result into one clear line.
+
+    Raises:
+        ResultError: in place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ResultError(unwritable(destination, error)) from error
+
+
+def unwritable(destination: Path, error: OSError) -> str:
+    """Return the message for an output folder that does not take what is written to it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {destination} is full; nothing was stored: make room, or choose another folder with --out"
+    reason = error.strerror or str(error)
+    return f"cannot write to {destination} ({reason}); nothing was stored: choose a writable folder with --out"
+
+
+def write_result(destination: Path, scratch: Path, notebook: bytes, verdicts: list[dict], provenance: dict) -> Path:
+    """Put a complete result into its folder, the seal last; a reader sees the old result, none, or the new one.
+
+    Args:
+        destination: the result folder.
+        scratch: a folder on the same filesystem, see `scratch_folder`.
+        notebook: the executed notebook file.
+        verdicts: its verdict records.
+        provenance: what the seal says beside the digests of both files.
+
+    Raises:
+        ResultError: the folder cannot be written; an earlier result is then untouched unless its disk itself fails.
+    """
+    contents = {NOTEBOOK: notebook, VERDICTS: _pretty(verdicts)}
+    contents[SEAL] = _pretty(provenance | {"files": {name: digest(content) for name, content in contents.items()}})
+    with writing(destination):
+        for name, content in contents.items():
+            _write_through(scratch / name, content)
+        with _locked(destination):
+            (destination / SEAL).unlink(missing_ok=True)
+            for name in contents:  # the seal is the last of them
+                (scratch / name).replace(destination / name)
+            (destination / FAILED).unlink(missing_ok=True)
+    return destination
+
+
+def _pretty(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a file by new content as a whole; a failure leaves the old file as it was."""
+    handle, temporary = tempfile.mkstemp(prefix=_SCRATCH, dir=path.parent)
+    os.close(handle)
+    try:
+        Path(temporary).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        _write_through(Path(temporary), content)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other casebooks from storing into the same folder meanwhile; the lock dies with its process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def keep_partial(destination: Path, executed: Path) -> Path | None:
+    """Keep the notebook of a failed run beside an earlier result; returns its path, or None where there is nothing."""
+    with contextlib.suppress(OSError):
+        executed.replace(destination / FAILED)
+        return destination / FAILED
+    return None
+
+
+def read_result(folder: Path) -> Result:
+    """Return the result in a folder after checking its seal.
+
+    Raises:
+        ResultError: there is no result, or a file does not match the seal.
+    """
+    try:
+        provenance = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        contents = {name: (folder / name).read_bytes() for name in (NOTEBOOK, VERDICTS)}
+    except FileNotFoundError as error:
+        raise ResultError(f"no complete result in {folder}: {Path(error.filename).name} is missing") from error
+    except (OSError, ValueError) as error:
+        raise ResultError(f"the result in {folder} cannot be read: {error}") from error
+    for name, content in contents.items():
+        if not isinstance(provenance, dict) or provenance.get("files", {}).get(name) != digest(content):
+            raise ResultError(f"{name} in {folder} does not match its seal {SEAL}; run the chapter again")
+    return Result(folder, json.loads(contents[VERDICTS]), provenance)
+
+
+def staleness(result: Result, chapter: Chapter, parameters: list[Parameter]) -> list[str]:
+    """Return in words what changed since the result was made; empty where it is still true."""
+    values = {p.name: result.provenance["parameters"].get(p.name, p.default) for p in parameters}
+    try:
+        current = inputs(chapter, read_notebook(chapter.path), parameters, values)
+    except OSError as error:
+        return [f"{error.filename} cannot be read"]
+    return changes(result.provenance["inputs"], current)
+
+
+def machine() -> dict:
+    """Return what a result says about the machine and the versions behind it; torch is not imported for it."""
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = None
+    return {
+        "casebook": casestudies_lib.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "torch": torch,
+    }

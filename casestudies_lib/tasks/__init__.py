@@ -1,0 +1,1 @@
+"""What the systems learn from: one data source a file."""

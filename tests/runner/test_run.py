@@ -1,0 +1,286 @@
+"""`casebook run` from end to end: a whole result, or one clear line, a non-zero exit and nothing half-written."""
+
+import json
+import os
+import re
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from casestudies_lib.runner import results
+
+RESULT_FILES = {"notebook.ipynb", "verdicts.json", "provenance.json"}
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def only_line(done: subprocess.CompletedProcess) -> str:
+    """Return the error line, which must be the only one that is not progress."""
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if not re.match(r"\w+: \d+/\d+ cells, ", line)]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def stored(finished):
+    assert finished.completed.returncode == 0, finished.completed.stderr
+    return finished.runs / "tiny"
+
+
+def test_a_run_leaves_exactly_the_three_files_of_a_result(stored):
+    assert files_in(stored) == RESULT_FILES
+    assert [entry["id"] for entry in results.read_result(stored).verdicts] == ["T1", "T2"]
+
+
+def test_json_output_is_pure_and_says_where_the_result_is(finished, stored):
+    printed = json.loads(finished.completed.stdout)
+    assert printed["folder"] == str(stored)
+    assert printed["verdicts"] == json.loads((stored / "verdicts.json").read_text())
+
+
+def test_progress_names_each_cell_on_standard_error(finished):
+    lines = finished.completed.stderr.splitlines()
+    assert [line.split(",")[0] for line in lines[:4]] == [f"tiny: {done}/4 cells" for done in range(4)]
+    assert "code cell 1 (`seed = 0" in lines[0]
+
+
+def test_the_kernel_has_one_thread_and_starts_in_the_notebooks_folder(finished, stored):
+    cells = nbformat.read(stored / "notebook.ipynb", 4).cells
+    assert cells[2].outputs[0].text == "OMP 1\n"
+    assert cells[3].outputs[0].data["text/plain"] == repr(str(finished.root / "notebooks"))
+
+
+def test_provenance_says_what_ran_on_what(stored):
+    provenance = json.loads((stored / "provenance.json").read_text())
+    assert provenance["chapter"] == "tiny"
+    assert provenance["parameters"]["optimiser"] == "adam"
+    assert provenance["threads"] == 1
+    assert provenance["cells"] == 4
+    assert provenance["torch"].startswith("2.")
+    assert provenance["peak_memory_mb"] > 10
+    assert {"code cells", "parameters", "requirements.lock", "data/reports/tiny.toml"} <= provenance["inputs"].keys()
+    assert {"python", "platform", "casebook", "started", "seconds"} <= provenance.keys()
+
+
+def test_no_secret_of_the_environment_reaches_a_result(book):
+    environment = book.environment | {"API_TOKEN": "s3cret-value"}
+    done = book.casebook("run", "tiny", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in book.runs.rglob("*") if path.is_file() and b"s3cret-value" in path.read_bytes()]
+
+
+HOSTILE = '__import__("os").system("touch pwned")\n"""; import os; os.system(\'touch pwned\') #\\" {seed}'
+
+
+def test_a_hostile_text_stays_a_text_and_does_not_replace_the_default_run(ran):
+    before = (ran.runs / "tiny" / "provenance.json").read_bytes()
+    ran.write_chapter("tiny", ("note",))
+    done = ran.casebook("run", "tiny", "-p", f"note={HOSTILE}", "--json")
+    assert done.returncode == 0, done.stderr
+    folder = Path(json.loads(done.stdout)["folder"])
+    assert folder.parent == ran.runs
+    assert re.fullmatch(r"tiny--[0-9a-f]{10}", folder.name)
+    shown = nbformat.read(folder / "notebook.ipynb", 4).cells[3].outputs[0].data["text/plain"]
+    assert eval(shown, {"__builtins__": {}}) == HOSTILE
+    assert not list(ran.root.rglob("pwned"))
+    assert (ran.runs / "tiny" / "provenance.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "tyni"], "no chapter 'tyni'; did you mean tiny?"),
+        (["run", "tiny", "-p", "sed=1"], "unknown parameter 'sed'; did you mean seed?"),
+        (["run", "tiny", "-p", "a=1;import os=1"], "unknown parameter 'a'"),
+        (["run", "tiny", "-p", "n_seeds=many"], "n_seeds = 'many' is not a whole number"),
+        (["run", "tiny", "-p", "n_seeds=4"], "allowed: 5 to 64 (seeds; paired seeds for every effect)"),
+        (["run", "tiny", "-p", "records=nowhere"], "there is no"),
+        (["run", "tiny", "--time-limit", "0"], "--time-limit is 0; give a positive number"),
+        (["run", "tiny", "--time-limit", "nan"], "give a positive number"),
+        (["run", "tiny", "--cell-limit", "-1"], "--cell-limit is -1"),
+        (["run", "tiny", "--time-limit", "soon"], "'soon' is not"),
+        (["run"], "Missing argument"),
+        (["rum"], "No such command 'rum'"),
+        (["run", "tiny", "--bogus"], "No such option"),
+    ],
+)
+def test_a_wrong_command_is_one_line_before_any_kernel_starts(book, arguments, says):
+    begun = time.monotonic()
+    done = book.casebook(*arguments)
+    assert done.returncode == 2
+    assert says in only_line(done)
+    assert done.stdout == ""
+    assert not book.runs.exists()
+    assert time.monotonic() - begun < 20
+
+
+BROKEN = {
+    "no parameters cell": (lambda b: b.write_chapter("tiny", parameters=None), "1_tiny.ipynb has no parameters cell"),
+    "invalid JSON": (lambda b: (b.root / "notebooks/1_tiny.ipynb").write_text("{"), "1_tiny.ipynb is not valid JSON"),
+    "malformed TOML": (lambda b: (b.root / "data/reports/tiny.toml").write_text("x ="), "tiny.toml is not valid TOML"),
+    "no report": (lambda b: (b.root / "data/reports/tiny.toml").unlink(), "no report file tiny.toml"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_chapter_is_one_line_before_any_kernel_starts(book, fault):
+    damage, says = BROKEN[fault]
+    damage(book)
+    done = book.casebook("run", "tiny")
+    assert done.returncode == 2
+    assert says in only_line(done)
+    assert not book.runs.exists()
+
+
+FAILING = {
+    "an error": ("1 / 0", [], "code cell 2 (`1 / 0`) raised ZeroDivisionError: division by zero"),
+    "a clean exit": ("import sys; sys.exit(0)", [], "code cell 2 (`import sys; sys.exit(0)`) raised SystemExit: 0"),
+    "a killed kernel": ("import os; os.kill(os.getpid(), 9)", [], "the kernel died in code cell 2 (`import os;"),
+    "an endless cell": ("while True: pass", ["--time-limit", "4"], "time limit of 4 s reached in code cell 2 (`while"),
+    "a slow cell": ("import time; time.sleep(60)", ["--cell-limit", "1"], "cell limit of 1 s reached in code cell 2"),
+    "too much output": ("while True: print('x' * 10**6)", [], "too much output in code cell 2"),
+}
+
+
+@pytest.mark.parametrize("fault", FAILING)
+def test_a_failed_run_names_the_cell_keeps_its_notebook_and_spares_the_earlier_result(ran, fault):
+    cell, options, says = FAILING[fault]
+    ran.write_chapter("tiny", (cell, "'never reached'"))
+    earlier = {name: (ran.runs / "tiny" / name).read_bytes() for name in RESULT_FILES}
+    begun = time.monotonic()
+    done = ran.casebook("run", "tiny", *options)
+    assert time.monotonic() - begun < 15
+    assert done.returncode == 1
+    line = only_line(done)
+    assert says in line
+    assert f"rerun with: casebook run tiny{' ' * bool(options)}{' '.join(options)}" in line
+    partial = ran.runs / "tiny" / "notebook.failed.ipynb"
+    assert f"partial notebook: {partial}" in line
+    cells = nbformat.read(partial, 4).cells
+    assert [c.execution_count for c in cells if c.cell_type == "code"][0] == 1
+    assert [c.execution_count for c in cells if c.cell_type == "code"][-1] is None
+    assert files_in(ran.runs / "tiny") == RESULT_FILES | {"notebook.failed.ipynb"}
+    assert {name: (ran.runs / "tiny" / name).read_bytes() for name in RESULT_FILES} == earlier
+    assert ran.survivors() == []
+
+
+@pytest.mark.parametrize(
+    ("last", "says"), [("'no verdicts'", "no cell output with the verdicts"), (None, "no verdict for T3")]
+)
+def test_a_run_without_all_its_verdicts_is_a_failure(book, last, says):
+    book.write_chapter("tiny", last=last)
+    book.write_report("tiny", ("T1", "T2", "T3"))
+    done = book.casebook("run", "tiny")
+    assert done.returncode == 1
+    assert says in only_line(done)
+    assert files_in(book.runs / "tiny") == {"notebook.failed.ipynb"}
+
+
+def test_a_success_removes_the_notebook_of_the_failure_before_it(ran):
+    failed = ran.runs / "tiny" / "notebook.failed.ipynb"
+    failed.write_text("{}")
+    assert ran.casebook("run", "tiny").returncode == 0
+    assert files_in(ran.runs / "tiny") == RESULT_FILES
+
+
+def test_a_path_parameter_is_taken_from_the_callers_folder(book, tmp_path):
+    (tmp_path / "some records.txt").write_text("1 2 3")
+    book.write_chapter("tiny", ("print(records)",))
+    done = book.casebook("run", "tiny", "-p", "records=some records.txt", "--out", "there {x}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    cells = nbformat.read(tmp_path / "there {x}" / "notebook.ipynb", 4).cells
+    assert cells[3].outputs[0].text == f"{tmp_path / 'some records.txt'}\n"
+    provenance = json.loads((tmp_path / "there {x}" / "provenance.json").read_text())
+    assert "files of parameter records" in provenance["inputs"]
+
+
+def test_an_output_folder_below_a_file_is_refused(book):
+    (book.root / "file").write_text("")
+    done = book.casebook("run", "tiny", "--out", "file/below")
+    assert done.returncode == 1
+    assert re.search(r"cannot write to .*/file/below \(Not a directory\); nothing was stored: choose", only_line(done))
+
+
+@contextmanager
+def mounted(folder: Path, options: str):
+    """Mount a small filesystem of its own, which root is held to like everybody else."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this user may not mount a filesystem: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_read_only_output_folder_is_refused_before_any_kernel_starts(book, tmp_path):
+    with mounted(tmp_path / "ro", "size=1m,ro") as folder:
+        done = book.casebook("run", "tiny", "--out", folder / "out")
+        assert done.returncode == 1
+        assert "Read-only file system" in only_line(done)
+        assert "cells, " not in done.stderr
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_line(book, tmp_path):
+    with mounted(tmp_path / "small", "size=64k") as folder:
+        with pytest.raises(OSError, match="No space"), (folder / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        done = book.casebook("run", "tiny", "--out", folder / "out")
+        assert done.returncode == 1
+        assert re.search("the disk of .* is full; nothing was stored", only_line(done))
+        assert files_in(folder) == {"filler"}
+
+
+def test_a_disk_that_fills_while_the_notebook_is_saved_leaves_nothing_half_written(book, tmp_path):
+    book.write_chapter("tiny", ("print('x' * 10**6)",))
+    with mounted(tmp_path / "small", "size=900k") as folder:
+        done = book.casebook("run", "tiny", "--out", folder / "out")
+        assert done.returncode == 1
+        assert "No space left on device" in only_line(done)
+        assert files_in(folder) == set()
+
+
+def test_a_disk_with_room_takes_the_same_run(book, tmp_path):
+    book.write_chapter("tiny", ("print('x' * 10**6)",))
+    with mounted(tmp_path / "large", "size=20m") as folder:
+        done = book.casebook("run", "tiny", "--out", folder / "out")
+        assert done.returncode == 0, done.stderr
+        assert files_in(folder / "out") == RESULT_FILES
+
+
+def test_two_runs_into_one_folder_at_once_leave_one_whole_result(book):
+    started = [book.start("run", "tiny") for _ in range(2)]
+    assert [process.wait(60) for process in started] == [0, 0], [process.stderr.read() for process in started]
+    assert files_in(book.runs / "tiny") == RESULT_FILES
+    assert len(results.read_result(book.runs / "tiny").verdicts) == 2
+
+
+def test_the_users_own_jupyter_and_plot_settings_do_not_matter(book, tmp_path):
+    """A kernel named python3 in the user's folder may belong to another Python."""
+    kernel = tmp_path / "data" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
+    book.write_chapter("tiny", ("import os; print(os.environ['MPLBACKEND'])",))
+    settings = {"JUPYTER_DATA_DIR": str(tmp_path / "data"), "JUPYTER_PREFER_ENV_PATH": "0", "MPLBACKEND": "Agg"}
+    done = book.casebook("run", "tiny", env=book.environment | settings)
+    assert done.returncode == 0, done.stderr
+    shown = nbformat.read(book.runs / "tiny" / "notebook.ipynb", 4).cells[2].outputs[0].text
+    assert shown == "module://matplotlib_inline.backend_inline\n"
+
+
+def test_the_message_for_a_full_disk_belongs_to_that_error_only():
+    """`/dev/full` takes no byte."""
+    with pytest.raises(OSError, match="No space") as full, open("/dev/full", "wb", buffering=0) as file:
+        os.write(file.fileno(), b"x")
+    assert "is full" in results.unwritable(Path("out"), full.value)
+    assert "is full" not in results.unwritable(Path("out"), PermissionError(13, "Permission denied"))

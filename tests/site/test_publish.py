@@ -1,0 +1,136 @@
+"""Publishing replaces a site whole or not at all, and says what to mend."""
+
+import json
+import subprocess
+
+import pytest
+
+from casestudies_lib.runner import publish as publishing
+from casestudies_lib.runner.publish import MARKER, PublishError, publish
+
+
+def content_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def old_site(casebook):
+    """An earlier site, in the place where the new one goes."""
+    casebook.site.mkdir(parents=True)
+    (casebook.site / MARKER).write_text("{}")
+    (casebook.site / "index.html").write_text("the old site")
+    return content_of(casebook.site)
+
+
+def refused(casebook, old_site) -> str:
+    """Publish, expect a refusal that leaves everything as it was, and return its message."""
+    with pytest.raises(PublishError) as caught:
+        publish(casebook.results, casebook.site)
+    assert content_of(casebook.site) == old_site
+    assert list((casebook.root / "_build").glob("stage/*")) == []
+    assert list((casebook.root / "_build").glob(".*")) == []
+    return str(caught.value)
+
+
+def test_a_broken_cross_reference_is_refused_by_file_and_line(casebook, old_site):
+    page = casebook.root / "book" / "glossary.md"
+    page.write_text(page.read_text() + "\nSee [there](#no-such-target).\n")
+    message = refused(casebook, old_site)
+    assert "glossary.md" in message
+    assert "no-such-target" in message
+    assert str(casebook.root) not in message.replace(str(casebook.site), "")
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """Replace the build by one that makes a bare front page, for tests of what happens before and after."""
+
+    def build(stage):
+        site = stage / "_output"
+        site.mkdir()
+        (site / "index.html").write_text("the new site")
+        return site
+
+    monkeypatch.setattr(publishing, "_build", build)
+
+
+def test_the_new_site_takes_the_place_of_the_old_one(casebook, old_site, builds):
+    before = {slug: content_of(folder) for slug, folder in casebook.results.items()}
+    assert publish(casebook.results, casebook.site) == casebook.site
+    assert (casebook.site / "index.html").read_text() == "the new site"
+    assert json.loads((casebook.site / MARKER).read_text()) == {"chapters": ["plain_case", "hostile_case"]}
+    assert {slug: content_of(folder) for slug, folder in casebook.results.items()} == before
+    assert sorted(path.name for path in (casebook.root / "_build").iterdir()) == ["html", "runs", "stage"]
+
+
+def test_a_link_that_sphinx_cannot_see_is_refused(casebook, old_site, builds, monkeypatch):
+    monkeypatch.setattr(publishing, "broken_links", lambda site: ["index.html: x.html is no file of the site"])
+    assert "x.html is no file of the site" in refused(casebook, old_site)
+
+
+def test_a_swap_that_fails_half_way_puts_the_old_site_back(casebook, old_site, builds, monkeypatch):
+    rename = type(casebook.site).rename
+
+    def fails_for_the_new_site(self, target):
+        if self.name == "new":
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(type(casebook.site), "rename", fails_for_the_new_site)
+    with pytest.raises(OSError, match="no"):
+        publish(casebook.results, casebook.site)
+    assert content_of(casebook.site) == old_site
+
+
+def test_a_folder_that_is_no_site_is_never_replaced(casebook, builds):
+    casebook.site.mkdir(parents=True)
+    (casebook.site / "thesis.txt").write_text("years of work")
+    with pytest.raises(PublishError, match="is no site of the casebook"):
+        publish(casebook.results, casebook.site)
+    assert (casebook.site / "thesis.txt").read_text() == "years of work"
+
+
+def test_contents_that_promise_a_chapter_without_a_result_are_refused(casebook, old_site):
+    del casebook.results["plain_case"]
+    assert "lists 1_plain_case without a result" in refused(casebook, old_site)
+
+
+def test_a_result_that_the_contents_do_not_list_is_refused_with_the_line_to_add(casebook, old_site):
+    contents = casebook.root / "book" / "_toc.yml"
+    contents.write_text(contents.read_text().replace("  - file: notebooks/2_hostile_case\n", ""))
+    assert "add `- file: notebooks/2_hostile_case`" in refused(casebook, old_site)
+
+
+def test_a_trial_without_a_target_is_refused_with_the_target_to_write(casebook, old_site, monkeypatch):
+    monkeypatch.setattr(publishing, "source_of", lambda cell: "".join(cell["source"]).replace("(p3)=", ""))
+    assert "no target for P3; write `(p3)=`" in refused(casebook, old_site)
+
+
+def test_a_build_that_does_not_end_is_given_up(casebook, old_site, monkeypatch):
+    monkeypatch.setattr(publishing, "TIME_LIMIT", 0.05)
+    assert "longer than 0.05 s" in refused(casebook, old_site)
+
+
+def test_a_missing_math_package_is_named(casebook, old_site, monkeypatch):
+    monkeypatch.setattr(publishing.importlib.util, "find_spec", lambda name: None)
+    assert "sphinx-mathjax-offline is not installed" in refused(casebook, old_site)
+
+
+def test_the_message_of_a_build_that_fails_without_a_warning_is_the_end_of_what_it_said(tmp_path):
+    done = subprocess.CompletedProcess([], 1, stdout="", stderr="\x1b[31mTraceback\x1b[0m\nKeyError: 'x'\n")
+    assert publishing._complaints(done, tmp_path) == "Traceback\nKeyError: 'x'"
+
+
+def test_header_and_math_stand_in_the_published_chapter_and_not_in_the_download(published):
+    page = (published.site / "notebooks" / "1_plain_case.html").read_text(encoding="utf-8")
+    download = published.site / "downloads" / "1_plain_case.ipynb"
+    assert page.index("</h1>") < page.index('class="case-header"') < page.index("The report in our words")
+    assert download.read_bytes() == (published.results["plain_case"] / "notebook.ipynb").read_bytes()
+    assert 'id="p1"' in page
+
+
+def test_the_published_site_carries_what_it_needs_and_little_more(published):
+    files = [path for path in published.site.rglob("*") if path.is_file()]
+    assert {"tex-chtml.js"} == {path.name for path in (published.site / "_static" / "mathjax").glob("*.js")}
+    assert sum(path.stat().st_size for path in files) < 4_000_000
+    assert [path for path in files if path.suffix in (".map", ".ttf")] == []
