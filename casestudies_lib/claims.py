@@ -6,7 +6,6 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -136,7 +135,7 @@ class Source(_Strict):
 
     repository: Text
     document: Text
-    date: date | None = None
+    date: Text
 
 
 class Symptom(_Strict):

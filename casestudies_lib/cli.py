@@ -121,7 +121,10 @@ def run(
         folder = run_side_by_side([job], notify)[job.chapter.slug]
     result = read_result(folder)
     if store:
-        _say(f"stored {store_notebook(job, result)}")
+        changed = store_notebook(job, result)
+        _say(f"stored {job.chapter.path}")
+        if changed:
+            _say(f"warning: run it again before you commit, this changed while it ran: {', '.join(changed)}")
     if as_json:
         _print_json({"chapter": job.chapter.slug, "folder": str(folder), "seconds": result.provenance["seconds"],
                      "parameters": result.provenance["parameters"], "verdicts": result.verdicts})  # fmt: skip

@@ -14,8 +14,9 @@ def left_as_found(module: nn.Module) -> Iterator[None]:
     """Restore the module and the random generators when the block ends, also after an error.
 
     Covers parameters, gradients (the objects and their values), buffers, `requires_grad`, train/eval mode, hooks,
-    submodules and plain attributes of every submodule (a list or dictionary among them is restored one level deep),
-    and what `random_left_as_found` covers. Nothing outside the module is: a loss that writes to a file has written.
+    submodules and plain attributes of every submodule (a list or dictionary among them is restored one level deep, a
+    random generator rewound), and what `random_left_as_found` covers. Nothing outside the module is: a loss that writes
+    to a file has written, and a generator that only the loss knows has moved on.
     Costs one copy of parameters, gradients and buffers in memory.
     """
     with ExitStack() as restored:
@@ -25,6 +26,7 @@ def left_as_found(module: nn.Module) -> Iterator[None]:
         for tensor in _tensors(module):
             _keep_tensor(restored, tensor)
         for submodule in module.modules():
+            _keep_generators(restored, submodule)
             _keep_attributes(restored, submodule)
         yield
 
@@ -69,6 +71,16 @@ def _keep_tensor(restored: ExitStack, tensor: Tensor) -> None:
             grad.data.copy_(grad_values)
 
     restored.callback(restore)
+
+
+def _keep_generators(restored: ExitStack, submodule: nn.Module) -> None:
+    for value in vars(submodule).values():
+        if isinstance(value, torch.Generator):
+            restored.callback(value.set_state, value.get_state())
+        elif isinstance(value, random.Random):
+            restored.callback(value.setstate, value.getstate())
+        elif isinstance(value, numpy.random.Generator):
+            restored.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
 
 
 def _keep_attributes(restored: ExitStack, submodule: nn.Module) -> None:

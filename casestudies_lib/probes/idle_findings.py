@@ -50,7 +50,7 @@ _NOTES = {
         "Nothing, unless it lasts: ask again later in training.",
     ),
     "rows": (
-        "Half of the rows or more have zero gradient on this batch.",
+        "More than half of the rows have zero gradient on this batch.",
         "Usual for embeddings that this batch does not look up and for units that are off. Decay and old momentum "
         "move such rows.",
         "Nothing, unless these rows must stay put: then look at weight decay.",
@@ -194,9 +194,12 @@ def _movement_sentence(group: Group, motion: Motion) -> str:
     kind = type(motion.optimiser).__name__
     if not change:
         return f"They stay where they are under this {kind}{_rate_remark(motion.optimiser)}."
-    size = f"by {percent(change, start)} of their norm" if start else f"by {change:.3g}"
-    way = "shrink" if end < start else "drift"
-    return f"Yet they move: in {motion.steps} steps of this {kind} they {way} {size}, by decay or old momentum alone."
+    size = f"{percent(change, start)} of their norm" if start else f"{change:.3g}"
+    end_up = "smaller" if end < start else "larger"
+    return (
+        f"Yet they move: {motion.steps} steps of this {kind} carry them {size} away and leave them {end_up}, by decay or "
+        "old momentum alone."
+    )
 
 
 def _rate_remark(optimiser: Optimizer) -> str:
@@ -236,7 +239,7 @@ def _rows(signal: Signal) -> str:
 
 
 def _mostly_zero(signal: Signal) -> bool:
-    return bool(signal.zero_rows) and 2 * signal.zero_rows >= signal.rows
+    return 2 * signal.zero_rows > signal.rows
 
 
 def _faint_modules(module: nn.Module, look: Look, learning: list[str]) -> list[str]:

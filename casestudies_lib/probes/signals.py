@@ -1,9 +1,8 @@
 """One forward and backward pass of a reader's loss: the gradient of every parameter in brief, and nothing changed."""
 
 import math
-import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +55,7 @@ def signals(
         ProbeInputError: the loss is not one finite number with a graph.
         Exception: whatever the reader's own code raises; the module is left as found then too.
     """
-    with left_as_found(module), _uncompiled(), torch.inference_mode(False), torch.enable_grad():
+    with left_as_found(module), torch.inference_mode(False), torch.enable_grad():
         gradients = _gradients(module, loss, batch, list(parameters.values()), recorder)
         return {
             name: _signal(parameter, gradient) for (name, parameter), gradient in zip(parameters.items(), gradients)
@@ -97,11 +96,6 @@ def _check_graph(value: Tensor) -> None:
             "loss uses torch.utils.checkpoint with use_reentrant=True, which hides the parameters inside from "
             "autograd; give use_reentrant=False"
         )
-
-
-def _uncompiled() -> AbstractContextManager:
-    """Run torch.compile'd code as written, so that single operations can be seen; nothing to do if none is there."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _signal(parameter: Tensor, gradient: Tensor | None) -> Signal:

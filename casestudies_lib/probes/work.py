@@ -78,7 +78,6 @@ class WorkRecorder(TorchDispatchMode):
         with ExitStack() as hooks:
             for node in graph(value):
                 hooks.callback(node.register_prehook(self._before(node._sequence_nr())).remove)
-                hooks.callback(node.register_hook(self._after).remove)
             yield
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -120,9 +119,6 @@ class WorkRecorder(TorchDispatchMode):
                 self._live.add(number)
 
         return note
-
-    def _after(self, *_: Any) -> None:
-        self._backward.node = None
 
 
 def nonzero(gradient: Tensor) -> bool:

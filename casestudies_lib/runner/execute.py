@@ -102,7 +102,7 @@ def _supervised(job: Job, source: dict, scratch: Path, notify: Notify, stop: thr
     running = _with_injection(job, source)
     total = _count_cells(running)
 
-    def heard(event: dict, _outcome: Outcome) -> None:
+    def heard(event: dict) -> None:
         if event["event"] != "cell":
             return
         done = sum(cell["cell_type"] == "code" for cell in running["cells"][: event["index"]])
@@ -137,13 +137,14 @@ def _early_end(job: Job, source: dict, outcome: Outcome) -> str:
         last = outcome.errors.decode(errors="replace").strip().splitlines()[-1:]
         return f"its process ended unexpectedly {where}: {''.join(last) or 'killed without a word'}"
     kind, detail = outcome.problem["kind"], outcome.problem["detail"]
+    if kind == "system":
+        return results.unwritable(job.destination, OSError(outcome.problem["errno"], detail))
     return {
         "time limit": f"time limit of {detail} reached {where}; raise it with --time-limit",
         "cell time-out": f"cell limit of {job.cell_limit:g} s reached {where}; raise it with --cell-limit",
         "kernel died": f"the kernel died {where} (killed, out of memory, or ended by the cell itself)",
         "output": f"too much output {where}: {detail}",
         "stopped": f"stopped {where}: {detail}",
-        "system": f"the system refused {where}: {detail}",
     }.get(kind, f"{kind} {where}: {detail}")
 
 

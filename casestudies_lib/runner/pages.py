@@ -167,8 +167,8 @@ def _evidence_cell(verdict: Verdict) -> str:
 
 
 def _source(report: Report, element: str) -> str:
-    day = "" if report.source.date is None else f", {long_date(report.source.date)}"
-    source = f"{html_text(report.source.repository)}, <cite>{html_text(report.source.document)}</cite>{day}"
+    repository, document, day = report.source.repository, report.source.document, report.source.date
+    source = f"{html_text(repository)}, <cite>{html_text(document)}</cite>, {html_text(day)}"
     return f'<{element} class="source">Report: {source}</{element}>'
 
 
@@ -190,10 +190,12 @@ def landing_board(cases: Sequence[Case], waiting: Sequence[Report]) -> str:
     """Return the summary on the front page: all verdicts counted, then each incident with its own count."""
     verdicts = [verdict for case in cases for verdict in case.verdicts]
     total = f'<p class="total">{_count(len(verdicts), "claim")} on trial in {_count(len(cases), "incident")}</p>'
-    rows = [(f'<a href="{case.page}">{html_prose(case.report.title)}</a>', tally(case.verdicts)) for case in cases]
-    incidents = table("Verdicts by incident", ("Incident", "Verdicts"), rows, "incidents")
+    incidents = "".join(
+        f'<li><a href="{case.page}">{html_prose(case.report.title)}</a>\n{tally(case.verdicts)}</li>\n'
+        for case in cases
+    )
     score = f'<div class="scoreboard">\n{total}\n{tally(verdicts, every=True)}\n</div>\n'
-    return f"{score}\n{incidents}\n{_in_preparation(waiting)}"
+    return f'{score}<ul class="incidents">\n{incidents}</ul>\n\n{_in_preparation(waiting)}'
 
 
 def _count(number: int, noun: str) -> str:
@@ -278,7 +280,8 @@ def _probe_folder() -> Path:
 def _probe_row(path: Path) -> tuple[str, str] | None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == path.stem:
+        returned = ast.unparse(node.returns) if isinstance(node, ast.FunctionDef) and node.returns else ""
+        if returned == "ProbeResult" and node.name == path.stem:
             first_line = (ast.get_docstring(node) or "").split("\n\n")[0]
             return f"<code>{html_text(node.name)}</code>", html_prose(first_line)
     return None

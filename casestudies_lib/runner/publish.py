@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from casestudies_lib import paths
-from casestudies_lib.claims import load_report, report_slugs
+from casestudies_lib.claims import Report, ReportError, load_report, report_slugs
 from casestudies_lib.runner import pages
 from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.errors import Failure
@@ -82,14 +82,20 @@ def _check_replaceable(destination: Path) -> None:
 
 def _check_contents(cases: Sequence[Case]) -> None:
     """Refuse contents that promise a chapter without a result, and results that the contents do not list."""
-    contents = yaml.safe_load((paths.book() / "_toc.yml").read_text(encoding="utf-8"))
-    listed = [path.removeprefix("notebooks/") for path in _files_in(contents) if path.startswith("notebooks/")]
+    listed = [path.removeprefix("notebooks/") for path in _files_in(_contents()) if path.startswith("notebooks/")]
     present = [case.name for case in cases]
     if missing := [name for name in listed if name not in present]:
         raise PublishError(f"_toc.yml lists {', '.join(missing)} without a result; run it or take the line out")
     if unlisted := [name for name in present if name not in listed]:
         lines = ", ".join(f"`- file: notebooks/{name}`" for name in unlisted)
         raise PublishError(f"_toc.yml does not list {', '.join(unlisted)}; add {lines}")
+
+
+def _contents() -> object:
+    try:
+        return yaml.safe_load((paths.book() / "_toc.yml").read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise PublishError(f"_toc.yml is not valid YAML: {error}") from error
 
 
 def _files_in(entry: object) -> Iterator[str]:
@@ -129,15 +135,22 @@ def _write_stage(stage: Path, cases: Sequence[Case]) -> None:
 
 
 def _generated(cases: Sequence[Case]) -> dict[str, str]:
-    on_trial = {case.report.slug for case in cases}
-    waiting = [load_report(slug) for slug in report_slugs() if slug not in on_trial]
     return {
-        "landing.md": pages.landing_board(cases, waiting),
+        "landing.md": pages.landing_board(cases, _waiting(cases)),
         "board.md": pages.verdict_board(cases),
         "symptoms.md": pages.symptom_index(cases),
         "runs.md": pages.run_table(cases),
         "probes.md": pages.probe_table(),
     }
+
+
+def _waiting(cases: Sequence[Case]) -> list[Report]:
+    """Return the reports that have no chapter on the site yet."""
+    on_trial = {case.report.slug for case in cases}
+    try:
+        return [load_report(slug) for slug in report_slugs() if slug not in on_trial]
+    except ReportError as error:
+        raise PublishError(str(error)) from error
 
 
 def _stage_chapter(stage: Path, case: Case) -> None:
@@ -148,19 +161,19 @@ def _stage_chapter(stage: Path, case: Case) -> None:
     if missing := [verdict.id for verdict in case.verdicts if verdict.id.lower() not in targets]:
         raise PublishError(f"{case.name}.ipynb has no target for {', '.join(missing)}; write `({missing[0].lower()})=` "
                            "on the line before the heading of its trial")  # fmt: skip
-    with_header = notebook | {"cells": _with_header(notebook["cells"], pages.chapter_header(case))}
+    with_header = notebook | {"cells": _with_header(case, notebook["cells"])}
     (stage / "notebooks" / f"{case.name}.ipynb").write_text(json.dumps(with_header), encoding="utf-8")
     downloads = stage / "extra" / "downloads"
     shutil.copyfile(executed, downloads / f"{case.name}.ipynb")
     shutil.copyfile(case.folder / "verdicts.json", downloads / f"{case.name}.verdicts.json")
 
 
-def _with_header(cells: list[dict], header: str) -> list[dict]:
+def _with_header(case: Case, cells: list[dict]) -> list[dict]:
     """Return the cells with the generated header right under the title, which must open the first cell."""
     title, _, rest = source_of(cells[0]).partition("\n") if cells else ("", "", "")
     if not title.startswith("# ") or cells[0]["cell_type"] != "markdown":
-        raise PublishError("a chapter starts with a Markdown cell whose first line is its title, `# ...`")
-    first = cells[0] | {"source": f"{title}\n\n{header}\n{rest}"}
+        raise PublishError(f"{case.name}.ipynb must start with a Markdown cell whose first line is its title, `# ...`")
+    first = cells[0] | {"source": f"{title}\n\n{pages.chapter_header(case)}\n{rest}"}
     return [first, *cells[1:]]
 
 
@@ -187,10 +200,10 @@ def _build(stage: Path) -> Path:
             errors="replace", timeout=TIME_LIMIT,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise PublishError(f"jupyter-book took longer than {TIME_LIMIT} s; the old site is untouched") from error
+        raise PublishError(f"jupyter-book took longer than {TIME_LIMIT} s") from error
     site = output / "_build" / "html"
     if done.returncode or not (site / "index.html").is_file():
-        raise PublishError(f"jupyter-book refused the book; the old site is untouched:\n{_complaints(done, stage)}")
+        raise PublishError(f"jupyter-book refused the book:\n{_complaints(done, stage)}")
     return site
 
 
@@ -209,7 +222,7 @@ def _lighten(site: Path) -> None:
     """
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        heavy = _ICON_LINES if 'class="math' in text or "output_area" in text else _ICON_LINES + _MATH_LINES
+        heavy = _ICON_LINES if 'class="math' in text else _ICON_LINES + _MATH_LINES
         page.write_text(re.sub("|".join(heavy), "", text), encoding="utf-8")
     for pattern in _UNUSED:
         for path in sorted(site.glob(pattern)):
@@ -219,7 +232,7 @@ def _lighten(site: Path) -> None:
 def _check_links(site: Path) -> None:
     """Refuse links that end nowhere and anything that a page would fetch from elsewhere; Sphinx sees no raw HTML."""
     if broken := broken_links(site):
-        raise PublishError("the pages hold links that lead nowhere; the old site is untouched:\n" + "\n".join(broken))
+        raise PublishError("the pages hold links that lead nowhere:\n" + "\n".join(broken))
 
 
 def _move_into_place(site: Path, destination: Path) -> None:

@@ -18,6 +18,7 @@ summary = "What happened, in at most 120 words of your own."
 [source]
 repository = "owner/name of the repository that published the report"
 document = "name of the document in it"
+date = "when it was published"
 
 [[claims]]
 id = "{letter}1"

@@ -96,7 +96,7 @@ def _end(process: subprocess.Popen, run_id: str) -> None:
 
 
 def follow(
-    process: subprocess.Popen, time_limit: float, stop: threading.Event, heard: Callable[[dict, Outcome], None]
+    process: subprocess.Popen, time_limit: float, stop: threading.Event, heard: Callable[[dict], None]
 ) -> Outcome:
     """Read a worker's events until it has ended, runs out of time, or is to stop.
 
@@ -114,21 +114,28 @@ def follow(
         for stream in (process.stdout, process.stderr):
             selector.register(stream, selectors.EVENT_READ)
         while selector.get_map() and not outcome.ended:
-            if time.monotonic() > deadline:
-                outcome.problem = {"kind": "time limit", "detail": f"{time_limit:g} s"}
+            outcome.problem = _reason_to_end(time_limit, deadline, stop)
+            if outcome.problem:
                 break
-            if stop.is_set():
-                outcome.problem = {"kind": "stopped", "detail": "another chapter failed, or you asked for an end"}
+            guard_is_gone = process.poll() is not None  # asked first, so that what it said last is still read below
+            ready = list(_ready(selector))
+            if guard_is_gone and not ready:
                 break
-            for stream, chunk in _ready(selector):
-                if stream is process.stderr:
-                    outcome.errors = (outcome.errors + chunk)[-4000:]
-                    continue
-                *lines, unread = (unread + chunk).split(b"\n")
-                for line in lines:
-                    _hear(json.loads(line), outcome)
-                    heard(json.loads(line), outcome)
+            said = {process.stdout: b"", process.stderr: b"", **dict(ready)}
+            outcome.errors = (outcome.errors + said[process.stderr])[-4000:]
+            *lines, unread = (unread + said[process.stdout]).split(b"\n")
+            for event in map(json.loads, lines):
+                _hear(event, outcome)
+                heard(event)
     return outcome
+
+
+def _reason_to_end(time_limit: float, deadline: float, stop: threading.Event) -> dict | None:
+    if time.monotonic() > deadline:
+        return {"kind": "time limit", "detail": f"{time_limit:g} s"}
+    if stop.is_set():
+        return {"kind": "stopped", "detail": "another chapter failed, or you asked for an end"}
+    return None
 
 
 def _ready(selector: selectors.BaseSelector) -> Iterator[tuple[object, bytes]]:

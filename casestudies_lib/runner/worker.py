@@ -23,10 +23,11 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from papermill.execute import remove_error_markers
 
 from casestudies_lib.runner.worker_files import EXECUTED, SOURCE
 
-OUTPUT_LIMIT = 64 * 2**20  # characters a run may print or show; a chapter stores at most 1 MB
+OUTPUT_LIMIT = 16 * 2**20  # characters a run may print or show; a chapter stores at most 1 MB
 SAVE_EVERY = 5.0  # seconds between copies of the unfinished notebook
 _FACTS = "__import__('casestudies_lib.runner.facts', fromlist=['facts']).facts()"
 
@@ -57,7 +58,7 @@ class Session:
         if self.notebook is None:
             return
         unfinished = self.folder / f".{EXECUTED}"
-        unfinished.write_text(nbformat.writes(self.notebook) + "\n", encoding="utf-8")
+        unfinished.write_text(nbformat.writes(remove_error_markers(self.notebook)) + "\n", encoding="utf-8")
         unfinished.replace(self.folder / EXECUTED)
         self.saved = time.monotonic()
 
@@ -160,7 +161,7 @@ def _problem(error: BaseException, session: Session) -> dict:
         Stopped: "stopped",
     }
     kind = next((kind for cls, kind in kinds.items() if isinstance(error, cls)), "unexpected")
-    return {"kind": kind, "detail": str(error) or type(error).__name__}
+    return {"kind": kind, "detail": str(error) or type(error).__name__, "errno": getattr(error, "errno", None)}
 
 
 def main(job_file: str) -> int:

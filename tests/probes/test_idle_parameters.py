@@ -107,10 +107,13 @@ def test_a_module_that_never_runs_is_a_warning(seed):
 
 def test_a_head_that_runs_but_is_left_out_of_the_loss_is_told_from_one_that_never_runs():
     module = seeded(0, TwoHeads)
-    result = idle_parameters(module, lambda module, batch: module(batch[0])[0].square().mean(), batch_of(0))
+    optimiser = torch.optim.Adam(module.parameters(), weight_decay=0.1)
+    result = idle_parameters(module, lambda module, batch: module(batch[0])[0].square().mean(), batch_of(0), optimiser)
     assert result.ok is False
     assert kinds(result)["mastery.0.weight"] == "none: outside the loss"
     assert severities(result)[0] == "warning"
+    # No gradient at all, so that the optimiser passes them by, decay or not.
+    assert result.measures["moving_values"] == 0
     # Its forward pass is spent for nothing; no backward pass reaches it.
     assert result.measures["idle_forward_flops"] == 2 * 16 * (8 * 6 + 6 * 1)
     assert result.measures["idle_backward_flops"] == 0
@@ -351,7 +354,8 @@ def test_adam_with_coupled_decay_walks_about_one_learning_rate_a_step():
     )
     # 100 steps of 1e-3 from 1.0.
     assert result.table().set_index("parameter").loc["idle.weight"].iloc[4] == pytest.approx(10, rel=0.02)
-    assert "shrink by 9.8" in result.findings[0].meaning
+    assert "carry them 9.8" in result.findings[0].meaning
+    assert "smaller" in result.findings[0].meaning
 
 
 def test_each_group_moves_by_its_own_settings():
@@ -460,10 +464,13 @@ def test_checkpointing_that_hides_its_parameters_is_refused_instead_of_raising_a
         idle_parameters(nn.Linear(2, 1), loss, torch.ones(3, 2, requires_grad=True))
 
 
-def test_a_compiled_module_is_seen_as_written():
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_compiled_module_is_seen_as_written(warm):
     module = seeded(0, TwoHeads)
     plain = idle_parameters(module, weighted(0.0), batch_of(0))
     compiled = torch.compile(module, backend="eager")
+    if warm:
+        weighted(0.0)(compiled, batch_of(0)).backward()
     result = idle_parameters(compiled, weighted(0.0), batch_of(0))
     assert [f.where for f in result.findings if f.severity == "fault"] == ["_orig_mod.mastery"]
     assert result.measures == plain.measures

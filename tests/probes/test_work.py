@@ -9,13 +9,13 @@ from casestudies_lib.probes.work import WorkRecorder
 
 
 def watch(module, loss):
-    parameters = dict(module.named_parameters())
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     recorder = WorkRecorder(module, parameters)
     with recorder:
         with recorder.watching_modules():
             value = loss()
         with recorder.watching_backward(value):
-            torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+            torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=True)
     return recorder
 
 
@@ -67,6 +67,26 @@ def test_the_second_pass_through_a_shared_layer_carries_no_signal_if_its_result_
 
     recorder = watch(layer, loss)
     assert [recorder.carries_signal(work) for work in recorder.works if not work.backward] == [False, True]
+
+
+def test_work_belongs_to_the_innermost_module_also_after_a_child_has_returned():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.weight = nn.Linear(4, 4), nn.Parameter(torch.ones(4, 1))
+
+        def forward(self, inputs):
+            return self.inner(inputs) @ self.weight
+
+    module, inputs = Outer(), torch.randn(2, 4)
+    recorder = watch(module, lambda: module(inputs).sum())
+    assert [(work.module, work.backward) for work in recorder.works] == [
+        ("inner", False),
+        ("", False),
+        ("", True),
+        ("", True),
+        ("inner", True),
+    ]
 
 
 def test_work_under_no_grad_is_not_called_idle():

@@ -61,6 +61,8 @@ class Book:
 
     root: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    secret: str = "s3cret-value"
+    completed: subprocess.CompletedProcess | None = None
     started: list[subprocess.Popen] = field(default_factory=list)
 
     @property
@@ -73,8 +75,11 @@ class Book:
 
     def write_report(self, slug: str, claims: tuple[str, ...] = ("T1", "T2")) -> Path:
         path = self.root / "data" / "reports" / f"{slug}.toml"
-        head = f'slug = "{slug}"\ntitle = "Tiny"\nsummary = "s"\n[source]\nrepository = "r"\ndocument = "d"\n'
-        path.write_text(head + "".join(CLAIM.format(id=claim) for claim in claims))
+        source = '[source]\nrepository = "r"\ndocument = "d"\ndate = "2020"\n'
+        path.write_text(
+            f'slug = "{slug}"\ntitle = "Tiny"\nsummary = "s"\n{source}'
+            + "".join(CLAIM.format(id=claim) for claim in claims)
+        )
         return path
 
     def write_chapter(
@@ -162,9 +167,21 @@ def book(tmp_path, monkeypatch):
 def finished(tmp_path_factory):
     """A book whose chapter has run once; tests copy it before they change anything."""
     book = make_book(tmp_path_factory.mktemp("runs") / "a book")
-    book.write_chapter("tiny", ("print('OMP', __import__('os').environ['OMP_NUM_THREADS'])", "import os; os.getcwd()"))
-    book.completed = book.casebook("run", "tiny", "--json")
+    shows = ("OMP_NUM_THREADS", "MPLBACKEND")
+    omp, backend = (f"print(__import__('os').environ['{name}'])" for name in shows)
+    book.write_chapter("tiny", (omp, "import os; os.getcwd()", backend))
+    settings = foreign_settings(tmp_path_factory.mktemp("home")) | {"API_TOKEN": book.secret}
+    book.completed = book.casebook("run", "tiny", "--json", env=book.environment | settings)
     return book
+
+
+def foreign_settings(home: Path) -> dict[str, str]:
+    """Return an environment in which a kernel named python3 does not start, plots go nowhere, threads abound."""
+    kernel = home / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    specification = {"argv": ["/bin/false"], "display_name": "x", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(specification))
+    return {"JUPYTER_DATA_DIR": str(home), "JUPYTER_PREFER_ENV_PATH": "0", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "7"}
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ def test_two_chapters_may_not_share_number_or_slug(book, number, slug):
 
 def test_a_misspelt_chapter_gets_the_nearest_as_a_suggestion(book):
     book.write_chapter("head_routing", number=2)
-    with pytest.raises(ChapterError, match=r"no chapter 'head_ruoting'; did you mean head_routing\? .*: tiny, head_routing"):
+    with pytest.raises(
+        ChapterError, match=r"no chapter 'head_ruoting'; did you mean head_routing\? .*: tiny, head_routing"
+    ):
         chapters.find_chapter("head_ruoting")
 
 

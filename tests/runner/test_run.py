@@ -1,11 +1,11 @@
 """`casebook run` from end to end: a whole result, or one clear line, a non-zero exit and nothing half-written."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -48,13 +48,13 @@ def test_json_output_is_pure_and_says_where_the_result_is(finished, stored):
 
 def test_progress_names_each_cell_on_standard_error(finished):
     lines = finished.completed.stderr.splitlines()
-    assert [line.split(",")[0] for line in lines[:4]] == [f"tiny: {done}/4 cells" for done in range(4)]
+    assert [line.split(",")[0] for line in lines[:5]] == [f"tiny: {done}/5 cells" for done in range(5)]
     assert "code cell 1 (`seed = 0" in lines[0]
 
 
 def test_the_kernel_has_one_thread_and_starts_in_the_notebooks_folder(finished, stored):
     cells = nbformat.read(stored / "notebook.ipynb", 4).cells
-    assert cells[2].outputs[0].text == "OMP 1\n"
+    assert cells[2].outputs[0].text == "1\n"
     assert cells[3].outputs[0].data["text/plain"] == repr(str(finished.root / "notebooks"))
 
 
@@ -63,18 +63,22 @@ def test_provenance_says_what_ran_on_what(stored):
     assert provenance["chapter"] == "tiny"
     assert provenance["parameters"]["optimiser"] == "adam"
     assert provenance["threads"] == 1
-    assert provenance["cells"] == 4
+    assert provenance["cells"] == 5
     assert provenance["torch"].startswith("2.")
     assert provenance["peak_memory_mb"] > 10
     assert {"code cells", "parameters", "requirements.lock", "data/reports/tiny.toml"} <= provenance["inputs"].keys()
     assert {"python", "platform", "casebook", "started", "seconds"} <= provenance.keys()
 
 
-def test_no_secret_of_the_environment_reaches_a_result(book):
-    environment = book.environment | {"API_TOKEN": "s3cret-value"}
-    done = book.casebook("run", "tiny", env=environment)
-    assert done.returncode == 0, done.stderr
-    assert not [path for path in book.runs.rglob("*") if path.is_file() and b"s3cret-value" in path.read_bytes()]
+def test_no_secret_of_the_environment_reaches_a_result(finished, stored):
+    assert finished.secret
+    assert not [path for path in stored.iterdir() if finished.secret.encode() in path.read_bytes()]
+
+
+def test_the_users_own_kernels_and_plot_settings_do_not_matter(stored):
+    """The fixture sets a plot backend, and a kernel named python3 that does not start."""
+    cells = nbformat.read(stored / "notebook.ipynb", 4).cells
+    assert cells[4].outputs[0].text == "module://matplotlib_inline.backend_inline\n"
 
 
 HOSTILE = '__import__("os").system("touch pwned")\n"""; import os; os.system(\'touch pwned\') #\\" {seed}'
@@ -106,7 +110,7 @@ def test_a_hostile_text_stays_a_text_and_does_not_replace_the_default_run(ran):
         (["run", "tiny", "--time-limit", "0"], "--time-limit is 0; give a positive number"),
         (["run", "tiny", "--time-limit", "nan"], "give a positive number"),
         (["run", "tiny", "--cell-limit", "-1"], "--cell-limit is -1"),
-        (["run", "tiny", "--time-limit", "soon"], "'soon' is not"),
+        (["run", "tiny", "--time-limit", "soon"], "--time-limit"),
         (["run"], "Missing argument"),
         (["rum"], "No such command 'rum'"),
         (["run", "tiny", "--bogus"], "No such option"),
@@ -140,13 +144,19 @@ def test_a_broken_chapter_is_one_line_before_any_kernel_starts(book, fault):
     assert not book.runs.exists()
 
 
+CHATTY = "import time\nwhile True: print('x' * 10**6); time.sleep(0.1)"
+STUBBORN = 'import re; re.match(r"(a+)+$", "a" * 64 + "b")'  # holds the interpreter lock for ever
 FAILING = {
     "an error": ("1 / 0", [], "code cell 2 (`1 / 0`) raised ZeroDivisionError: division by zero"),
     "a clean exit": ("import sys; sys.exit(0)", [], "code cell 2 (`import sys; sys.exit(0)`) raised SystemExit: 0"),
     "a killed kernel": ("import os; os.kill(os.getpid(), 9)", [], "the kernel died in code cell 2 (`import os;"),
-    "an endless cell": ("while True: pass", ["--time-limit", "4"], "time limit of 4 s reached in code cell 2 (`while"),
-    "a slow cell": ("import time; time.sleep(60)", ["--cell-limit", "1"], "cell limit of 1 s reached in code cell 2"),
-    "too much output": ("while True: print('x' * 10**6)", [], "too much output in code cell 2"),
+    "an endless cell": (STUBBORN, ["--time-limit", "8"], "time limit of 8 s reached in code cell 2 (`import re;"),
+    "a slow cell": ("import time; time.sleep(600)", ["--cell-limit", "1"], "cell limit of 1 s reached in code cell 2"),
+    "too much output": (
+        CHATTY,
+        [],
+        "too much output in code cell 2",
+    ),
 }
 
 
@@ -157,7 +167,7 @@ def test_a_failed_run_names_the_cell_keeps_its_notebook_and_spares_the_earlier_r
     earlier = {name: (ran.runs / "tiny" / name).read_bytes() for name in RESULT_FILES}
     begun = time.monotonic()
     done = ran.casebook("run", "tiny", *options)
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 30
     assert done.returncode == 1
     line = only_line(done)
     assert says in line
@@ -165,30 +175,18 @@ def test_a_failed_run_names_the_cell_keeps_its_notebook_and_spares_the_earlier_r
     partial = ran.runs / "tiny" / "notebook.failed.ipynb"
     assert f"partial notebook: {partial}" in line
     cells = nbformat.read(partial, 4).cells
-    assert [c.execution_count for c in cells if c.cell_type == "code"][0] == 1
-    assert [c.execution_count for c in cells if c.cell_type == "code"][-1] is None
+    assert (cells[1].execution_count, cells[-1].execution_count) == (1, None)
     assert files_in(ran.runs / "tiny") == RESULT_FILES | {"notebook.failed.ipynb"}
     assert {name: (ran.runs / "tiny" / name).read_bytes() for name in RESULT_FILES} == earlier
     assert ran.survivors() == []
 
 
-@pytest.mark.parametrize(
-    ("last", "says"), [("'no verdicts'", "no cell output with the verdicts"), (None, "no verdict for T3")]
-)
-def test_a_run_without_all_its_verdicts_is_a_failure(book, last, says):
-    book.write_chapter("tiny", last=last)
+def test_a_run_without_all_its_verdicts_is_a_failure(book):
     book.write_report("tiny", ("T1", "T2", "T3"))
     done = book.casebook("run", "tiny")
     assert done.returncode == 1
-    assert says in only_line(done)
+    assert "no verdict for T3; judge each claim of tiny.toml once" in only_line(done)
     assert files_in(book.runs / "tiny") == {"notebook.failed.ipynb"}
-
-
-def test_a_success_removes_the_notebook_of_the_failure_before_it(ran):
-    failed = ran.runs / "tiny" / "notebook.failed.ipynb"
-    failed.write_text("{}")
-    assert ran.casebook("run", "tiny").returncode == 0
-    assert files_in(ran.runs / "tiny") == RESULT_FILES
 
 
 def test_a_path_parameter_is_taken_from_the_callers_folder(book, tmp_path):
@@ -209,7 +207,7 @@ def test_an_output_folder_below_a_file_is_refused(book):
     assert re.search(r"cannot write to .*/file/below \(Not a directory\); nothing was stored: choose", only_line(done))
 
 
-@contextmanager
+@contextlib.contextmanager
 def mounted(folder: Path, options: str):
     """Mount a small filesystem of its own, which root is held to like everybody else."""
     folder.mkdir()
@@ -232,7 +230,7 @@ def test_a_read_only_output_folder_is_refused_before_any_kernel_starts(book, tmp
 
 def test_a_disk_that_is_full_from_the_start_is_one_line(book, tmp_path):
     with mounted(tmp_path / "small", "size=64k") as folder:
-        with pytest.raises(OSError, match="No space"), (folder / "filler").open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
             while True:
                 file.write(b"x" * 4096)
         done = book.casebook("run", "tiny", "--out", folder / "out")
@@ -246,7 +244,7 @@ def test_a_disk_that_fills_while_the_notebook_is_saved_leaves_nothing_half_writt
     with mounted(tmp_path / "small", "size=900k") as folder:
         done = book.casebook("run", "tiny", "--out", folder / "out")
         assert done.returncode == 1
-        assert "No space left on device" in only_line(done)
+        assert "is full; nothing was stored: make room, or choose another folder with --out" in only_line(done)
         assert files_in(folder) == set()
 
 
@@ -258,29 +256,18 @@ def test_a_disk_with_room_takes_the_same_run(book, tmp_path):
         assert files_in(folder / "out") == RESULT_FILES
 
 
-def test_two_runs_into_one_folder_at_once_leave_one_whole_result(book):
+def test_two_runs_into_one_folder_at_once_leave_one_whole_result_and_no_trace_of_an_earlier_failure(book):
+    (book.runs / "tiny").mkdir(parents=True)
+    (book.runs / "tiny" / "notebook.failed.ipynb").write_text("{}")
     started = [book.start("run", "tiny") for _ in range(2)]
     assert [process.wait(60) for process in started] == [0, 0], [process.stderr.read() for process in started]
     assert files_in(book.runs / "tiny") == RESULT_FILES
     assert len(results.read_result(book.runs / "tiny").verdicts) == 2
 
 
-def test_the_users_own_jupyter_and_plot_settings_do_not_matter(book, tmp_path):
-    """A kernel named python3 in the user's folder may belong to another Python."""
-    kernel = tmp_path / "data" / "kernels" / "python3"
-    kernel.mkdir(parents=True)
-    (kernel / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
-    book.write_chapter("tiny", ("import os; print(os.environ['MPLBACKEND'])",))
-    settings = {"JUPYTER_DATA_DIR": str(tmp_path / "data"), "JUPYTER_PREFER_ENV_PATH": "0", "MPLBACKEND": "Agg"}
-    done = book.casebook("run", "tiny", env=book.environment | settings)
-    assert done.returncode == 0, done.stderr
-    shown = nbformat.read(book.runs / "tiny" / "notebook.ipynb", 4).cells[2].outputs[0].text
-    assert shown == "module://matplotlib_inline.backend_inline\n"
-
-
 def test_the_message_for_a_full_disk_belongs_to_that_error_only():
     """`/dev/full` takes no byte."""
-    with pytest.raises(OSError, match="No space") as full, open("/dev/full", "wb", buffering=0) as file:
+    with pytest.raises(OSError, match="No space") as full, Path("/dev/full").open("wb", buffering=0) as file:
         os.write(file.fileno(), b"x")
     assert "is full" in results.unwritable(Path("out"), full.value)
     assert "is full" not in results.unwritable(Path("out"), PermissionError(13, "Permission denied"))

@@ -89,3 +89,10 @@ def test_store_never_overwrites_what_the_author_saved_during_the_run(book):
     assert done.returncode == 1
     assert "was edited while it ran; not stored" in done.stderr
     assert "# Edited meanwhile" in path.read_text()
+
+
+def test_store_warns_when_another_input_changed_during_the_run(book):
+    book.write_chapter("tiny", ("import pathlib; pathlib.Path('../requirements.lock').write_text('x==2')",))
+    done = book.casebook("run", "tiny", "--store")
+    assert done.returncode == 0
+    assert "this changed while it ran: requirements.lock changed" in done.stderr

@@ -37,7 +37,7 @@ PROVENANCE = {
 def report_text(slug: str, title: str, letter: str, says: str) -> str:
     """Return a report file with five claims; JSON string syntax is TOML string syntax for these texts."""
     lines = [f'slug = "{slug}"', f"title = {json.dumps(title)}", 'summary = "A report, retold."', "[source]",
-             'repository = "example/repository"', 'document = "POST_MORTEM.md"', "date = 2025-11-07"]  # fmt: skip
+             'repository = "example/repository"', 'document = "POST_MORTEM.md"', 'date = "7 November 2025"']  # fmt: skip
     for number in range(1, 6):
         lines += ["[[claims]]", f'id = "{letter}{number}"', 'kind = "effect"', f"says = {json.dumps(says)}",
                   'measure = "difference of two medians"', 'unit = "nats"', 'upheld_if = ">= 0.1"',

@@ -128,8 +128,10 @@ def test_the_run_table_says_when_how_long_and_with_what(casebook):
         assert part in text
 
 
-def test_the_probe_table_holds_every_probe_of_the_package():
-    assert "idle_parameters" in pages.probe_table()
+def test_the_probe_table_holds_the_probes_of_the_package_and_none_of_their_helpers():
+    rows = pages.probe_table().split("<tbody>")[1]
+    assert "idle_parameters" in rows
+    assert "signals" not in rows
 
 
 def test_a_chapter_header_names_source_counts_run_and_downloads(casebook):

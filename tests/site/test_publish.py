@@ -8,6 +8,8 @@ import pytest
 from casestudies_lib.runner import publish as publishing
 from casestudies_lib.runner.publish import MARKER, PublishError, publish
 
+CHAPTER = "notebooks/1_plain_case.html"
+
 
 def content_of(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -106,6 +108,21 @@ def test_a_trial_without_a_target_is_refused_with_the_target_to_write(casebook, 
     assert "no target for P3; write `(p3)=`" in refused(casebook, old_site)
 
 
+def test_a_chapter_without_a_title_is_refused_by_name(casebook, old_site, monkeypatch):
+    monkeypatch.setattr(publishing, "source_of", lambda cell: "".join(cell["source"]).replace("# Case", "Case"))
+    assert "1_plain_case.ipynb must start with a Markdown cell" in refused(casebook, old_site)
+
+
+def test_a_report_in_preparation_that_is_wrong_is_refused_by_name(casebook, old_site):
+    (casebook.root / "data" / "reports" / "half_written.toml").write_text('slug = "half_written"\n')
+    assert "half_written.toml" in refused(casebook, old_site)
+
+
+def test_contents_that_are_no_yaml_are_refused(casebook, old_site):
+    (casebook.root / "book" / "_toc.yml").write_text("format: [jb-book\n")
+    assert "_toc.yml is not valid YAML" in refused(casebook, old_site)
+
+
 def test_a_build_that_does_not_end_is_given_up(casebook, old_site, monkeypatch):
     monkeypatch.setattr(publishing, "TIME_LIMIT", 0.05)
     assert "longer than 0.05 s" in refused(casebook, old_site)
@@ -122,7 +139,7 @@ def test_the_message_of_a_build_that_fails_without_a_warning_is_the_end_of_what_
 
 
 def test_header_and_math_stand_in_the_published_chapter_and_not_in_the_download(published):
-    page = (published.site / "notebooks" / "1_plain_case.html").read_text(encoding="utf-8")
+    page = (published.site / CHAPTER).read_text(encoding="utf-8")
     download = published.site / "downloads" / "1_plain_case.ipynb"
     assert page.index("</h1>") < page.index('class="case-header"') < page.index("The report in our words")
     assert download.read_bytes() == (published.results["plain_case"] / "notebook.ipynb").read_bytes()
@@ -134,3 +151,5 @@ def test_the_published_site_carries_what_it_needs_and_little_more(published):
     assert {"tex-chtml.js"} == {path.name for path in (published.site / "_static" / "mathjax").glob("*.js")}
     assert sum(path.stat().st_size for path in files) < 4_000_000
     assert [path for path in files if path.suffix in (".map", ".ttf")] == []
+    loads_mathjax = {name: "tex-chtml.js" in (published.site / name).read_text() for name in ("index.html", CHAPTER)}
+    assert loads_mathjax == {"index.html": False, CHAPTER: True}
