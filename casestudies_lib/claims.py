@@ -139,11 +139,11 @@ class Source(_Strict):
 
 
 class Symptom(_Strict):
-    """What a log or curve shows, the claim whose trial explains it, and the probe that finds it."""
+    """What a log or curve shows, the claim whose trial explains it, and the probe that finds it, if there is one."""
 
     shows: Text
     claim: Text
-    probe: Text
+    probe: Text | None = None
 
 
 class PrintedNumber(_Strict):

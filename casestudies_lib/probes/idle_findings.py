@@ -23,7 +23,7 @@ FAINT = 2.0**-23
 _MEASURED = {
     ZERO: "Gradient exactly 0, yet part of the loss's graph,",
     OUTSIDE: "Computed in the forward pass, but without a path from the loss (gradient None),",
-    UNUSED: "Never used in the forward pass (gradient None)",
+    UNUSED: "Never used in the forward pass (gradient None),",
 }
 _MEANING = {
     ZERO: "Whatever these parameters do reaches the loss multiplied by zero, so they learn nothing. The zero protects "
@@ -197,8 +197,8 @@ def _movement_sentence(group: Group, motion: Motion) -> str:
     size = f"{percent(change, start)} of their norm" if start else f"{change:.3g}"
     end_up = "smaller" if end < start else "larger"
     return (
-        f"Yet they move: {motion.steps} steps of this {kind} carry them {size} away and leave them {end_up}, by decay or "
-        "old momentum alone."
+        f"Yet they move: {motion.steps} steps of this {kind} carry them {size} away and leave them {end_up}, by decay "
+        "or old momentum alone."
     )
 
 

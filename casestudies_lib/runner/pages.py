@@ -121,8 +121,12 @@ def measured(verdict: Verdict) -> str:
     """Return value, 95 % interval and unit as HTML; an em dash where nothing was measured."""
     if verdict.value is None:
         return "—"
-    interval = "" if verdict.low == verdict.high else f" <span>[{verdict.low:.3g}, {verdict.high:.3g}]</span>"
-    return f'<span class="measured">{verdict.value:.3g}{interval}</span> {html_prose(verdict.unit)}'
+    interval = "" if verdict.low == verdict.high else f" <span>[{_number(verdict.low)}, {_number(verdict.high)}]</span>"
+    return f'<span class="measured">{_number(verdict.value)}{interval}</span> {html_prose(verdict.unit)}'
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
 
 
 def table(label: str, columns: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> str:
@@ -162,7 +166,7 @@ def _claim_cell(verdict: Verdict) -> str:
 
 def _evidence_cell(verdict: Verdict) -> str:
     count = f"n = {verdict.n}" if verdict.n else "not measured"
-    control = "" if verdict.control is None else f" · control {verdict.control:.3g}"
+    control = "" if verdict.control is None else f" · control {_number(verdict.control)}"
     return f'{measured(verdict)}<span class="fine">{count}{control}</span>'
 
 

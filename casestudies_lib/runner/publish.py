@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from casestudies_lib import paths
-from casestudies_lib.claims import Report, ReportError, load_report, report_slugs
+from casestudies_lib.claims import VERDICTS_MIME, Report, ReportError, load_report, report_slugs
 from casestudies_lib.runner import pages
 from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.errors import Failure
@@ -174,7 +174,18 @@ def _with_header(case: Case, cells: list[dict]) -> list[dict]:
     if not title.startswith("# ") or cells[0]["cell_type"] != "markdown":
         raise PublishError(f"{case.name}.ipynb must start with a Markdown cell whose first line is its title, `# ...`")
     first = cells[0] | {"source": f"{title}\n\n{pages.chapter_header(case)}\n{rest}"}
-    return [first, *cells[1:]]
+    return [first, *(_without_records(cell) for cell in cells[1:])]
+
+
+def _without_records(cell: dict) -> dict:
+    """Return the cell without the verdict records among its outputs; they are for the runner, no page can show them."""
+    if not cell.get("outputs"):
+        return cell
+    outputs = [dict(output) for output in cell["outputs"]]
+    for output in outputs:
+        if "data" in output:
+            output["data"] = {kind: data for kind, data in output["data"].items() if kind != VERDICTS_MIME}
+    return cell | {"outputs": outputs}
 
 
 def _copy_mathjax(target: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from nbformat import v4
 
+from casestudies_lib.claims import VERDICTS_MIME
 from casestudies_lib.runner import results
 from casestudies_lib.runner.publish import MARKER, publish
 
@@ -27,6 +28,12 @@ BROWSER_FLAGS = (
 )  # fmt: skip
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
 VERDICTS = ("upheld", "refuted", "inconclusive", "uninformative", "untested")
+EVIDENCE = {
+    "text/plain": "the evidence",
+    "text/html": '<div class="casebook-table"><table><caption>Evidence</caption><tr><td>0.25</td></tr></table></div>'
+    '<p class="casebook-verdict refuted">P2 ✗ refuted</p>',
+    VERDICTS_MIME: [{"id": "P1"}],
+}
 LOSS = r"$$\mathcal{L} = \lambda\,\ell_1 + (1-\lambda)\,\ell_2$$"
 PROVENANCE = {
     "started": "2026-11-20T20:00:00+00:00", "seconds": 83.4, "torch": "2.13.0", "python": "3.11.4",
@@ -37,7 +44,8 @@ PROVENANCE = {
 def report_text(slug: str, title: str, letter: str, says: str) -> str:
     """Return a report file with five claims; JSON string syntax is TOML string syntax for these texts."""
     lines = [f'slug = "{slug}"', f"title = {json.dumps(title)}", 'summary = "A report, retold."', "[source]",
-             'repository = "example/repository"', 'document = "POST_MORTEM.md"', 'date = "7 November 2025"']  # fmt: skip
+             'repository = "example/repository"', 'document = "POST_MORTEM.md"',
+             'date = "7 November 2025"']  # fmt: skip
     for number in range(1, 6):
         lines += ["[[claims]]", f'id = "{letter}{number}"', 'kind = "effect"', f"says = {json.dumps(says)}",
                   'measure = "difference of two medians"', 'unit = "nats"', 'upheld_if = ">= 0.1"',
@@ -60,11 +68,17 @@ def record(slug: str, claim_id: str, verdict: str, says: str) -> dict:
 def notebook(title: str, letter: str) -> nbformat.NotebookNode:
     """Return an executed notebook with one section a claim, math, wide code, a wide table and a picture."""
     wide = "wide = " + " + ".join(f"number_{index}" for index in range(40))
-    cells = [v4.new_markdown_cell(f"# {title}\n\nThe report in our words, with $\\lambda = 1$ inline.")]
+    cells = [
+        v4.new_markdown_cell(
+            f"# {title}\n\nThe report in our words, with $\\lambda = 1$ inline, from `{'a/long/path/' * 9}`."
+        )
+    ]
     for number in range(1, 6):
         text = f"({letter.lower()}{number})=\n## {letter}{number}: a trial\n\n{LOSS}\n"
         output = v4.new_output("stream", name="stdout", text=f"counted {number}\n")
         cells += [v4.new_markdown_cell(text), v4.new_code_cell(wide, execution_count=number, outputs=[output])]
+    table = v4.new_output("display_data", data=EVIDENCE)
+    cells.append(v4.new_code_cell("case.evidence()", execution_count=7, outputs=[table]))
     picture = v4.new_output("display_data", data={"image/png": PICTURE, "text/plain": "<Figure>"})
     cells.append(v4.new_code_cell("figure", execution_count=6, outputs=[picture]))
     cells[-1].metadata["mystnb"] = {"image": {"alt": "The fault in orange stays above the fix in blue"}}

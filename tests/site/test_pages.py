@@ -114,6 +114,12 @@ def test_an_identity_has_no_interval_and_an_untested_claim_no_value(casebook):
     assert pages.measured(untested) == "—"
 
 
+def test_a_loss_is_written_with_a_minus_sign(casebook):
+    upheld = pages.read_case("plain_case", casebook.results["plain_case"]).verdicts[0]
+    worse = upheld.model_copy(update={"value": -0.00251, "low": -0.00949, "high": 0.00446, "unit": "AUC"})
+    assert read(pages.measured(worse)).text == "−0.00251 [−0.00949, 0.00446] AUC"
+
+
 def test_the_symptom_index_leads_from_what_is_seen_to_claim_probe_and_chapter(casebook):
     index = pages.symptom_index([pages.read_case("plain_case", casebook.results["plain_case"])])
     assert index.count("<tr>") == 1 + 1

@@ -1,0 +1,60 @@
+# Every target sets up .venv by itself when needed. Paths are relative, so that a checkout may stand anywhere.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+
+# One thread a process: chapters run side by side, and oversubscribed threads cost a factor of three.
+export OMP_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+# A user's own Jupyter folders must not decide which kernel runs, nor their Python path which library.
+export PYTHONPATH :=
+export PYTHONNOUSERSITE := 1
+
+.PHONY: help venv book test lint serve bench browser clean clean-venv
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(READY) ## set up .venv from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old or missing: Python 3.11 or newer is needed; name one with make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
+	touch $(READY)
+
+book: $(READY) ## run every chapter and leave the site in _build/html
+	$(BIN)/python -m casestudies_lib.cli build
+
+test: $(READY) lint ## ruff, unit tests, notebook contract, faults, page tests, and nbval over the committed notebooks
+	$(if $(CI),$(MAKE) browser,)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout 600 notebooks tests
+
+lint: $(READY) ## ruff on code and notebooks
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+serve: $(READY) ## serve _build/html on this machine
+	$(BIN)/python -m casestudies_lib.cli serve
+
+bench: $(READY) ## measure speed and memory as ratios, each in one run
+	$(BIN)/python benchmarks/bench.py
+
+browser: ## install the Debian package that page tests need
+	@if command -v chromium >/dev/null; then echo "chromium is installed"; \
+	elif command -v apt-get >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; \
+	  else sudo apt-get update -qq && sudo apt-get install -y -qq --no-install-recommends chromium; fi; \
+	else echo "no apt-get here: install Chromium so that 'chromium' is on the PATH" >&2; exit 1; fi
+
+clean: ## delete everything generated
+	rm -rf _build
+
+clean-venv: ## delete the virtual environment
+	rm -rf .venv
