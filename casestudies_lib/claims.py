@@ -71,9 +71,11 @@ def region(text: str) -> Region:
     """Read a region such as `<= 0.01`, `== 0`, `0.8 to 1.25` or `outside 0.5 to 2`.
 
     Raises:
-        ValueError: the text is none of these, or a range is empty.
+        ValueError: the text is none of these, a number is too large for a float, or a range is empty.
     """
     stripped = text.strip()
+    if any(math.isinf(float(number)) for number in re.findall(_NUMBER, stripped, re.IGNORECASE)):
+        raise ValueError(f"region {text!r} holds a number too large for a float; every verdict would be the same")
     if match := _COMPARISON.fullmatch(stripped):
         sign, number = match[1], float(match[2])
         closed = "=" in sign
@@ -245,9 +247,12 @@ class Verdict(BaseModel):
         """Return claim and verdict without the measured number, so that the text is the same on every machine."""
         return f"{self.id} {SYMBOLS[self.verdict]} {self.verdict}: the report says that {self.says} ({self.rule})"
 
+    __str__ = __repr__
+
     def _repr_html_(self) -> str:
+        ruling = f"{self.id} {SYMBOLS[self.verdict]} {self.verdict}"
         return (
-            f'<p class="casebook-verdict {self.verdict}"><strong>{self.id} {SYMBOLS[self.verdict]} {self.verdict}</strong> '
+            f'<p class="casebook-verdict {self.verdict}"><strong>{ruling}</strong> '
             f"— the report says that {html.escape(self.says)} <small>({html.escape(self.rule)})</small></p>"
         )
 
@@ -379,14 +384,19 @@ def open_case(slug: str) -> Case:
 
 def _checked_values(claim: Claim, measured: float | Sequence[float], seeds: Sequence[int], name: str) -> list[float]:
     single = isinstance(measured, int | float) or getattr(measured, "ndim", None) == 0
+    wanted = "one number" if claim.kind in _SINGLE else "one number per paired seed"
+    misshapen = f"{claim.id} is of kind {claim.kind} and takes {wanted}; {name} is {measured!r}"
     if single != (claim.kind in _SINGLE):
-        wanted = "one number" if claim.kind in _SINGLE else "one number per paired seed"
-        raise ReportError(f"{claim.id} is of kind {claim.kind} and takes {wanted}; {name} is {measured!r}")
-    values = [float(measured)] if single else [float(value) for value in measured]
+        raise ReportError(misshapen)
+    try:
+        values = [float(measured)] if single else [float(value) for value in measured]
+    except (TypeError, ValueError) as error:
+        raise ReportError(misshapen) from error
     if bad := [value for value in values if not math.isfinite(value)]:
         raise ReportError(f"{claim.id}: {name} holds {bad[0]}; a verdict needs finite numbers, so find its cause first")
-    if len(set(seeds)) < max(claim.min_seeds, len(seeds)):
-        came = f"{len(seeds)} seeds, {len(set(seeds))} of them different"
+    different = len({int(seed) for seed in seeds})  # int, because each element of a tensor is an object of its own
+    if different < max(claim.min_seeds, len(seeds)):
+        came = f"{len(seeds)} seeds, {different} of them different"
         raise ReportError(f"{claim.id} needs at least {claim.min_seeds} different seeds; came {came}; raise n_seeds")
     if not single and len(values) != len(seeds):
         raise ReportError(f"{claim.id}: {len(values)} {name} values for {len(seeds)} seeds; give one value a seed")

@@ -46,7 +46,8 @@ class Shown:
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png).decode()
-        return f'<img class="casebook-figure" style="max-width:100%" alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
+        alt = html.escape(self.alt)
+        return f'<img class="casebook-figure" style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}">'
 
 
 def axes(claim: str, message: str, x: str, y: str, height: float = 3.4) -> Axes:

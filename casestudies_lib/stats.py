@@ -35,9 +35,9 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
     sample = _finite(values)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie strictly between 0 and 1")
+    if np.ptp(sample) == 0:  # scipy gives NaN for a scale of zero, and the mean of equal values can miss them by a bit
+        return Interval(*[float(sample[0])] * 3)
     mean = float(sample.mean())
-    if np.ptp(sample) == 0:  # scipy gives NaN for a scale of zero
-        return Interval(mean, mean, mean)
     low, high = stats.ttest_1samp(sample, 0.0).confidence_interval(confidence)
     return Interval(mean, float(low), float(high))
 
@@ -58,11 +58,14 @@ def area_under_curve(scores: Sequence[float], labels: Sequence[float]) -> float:
     """Return the area under the ROC curve: how often a random 1 outranks a random 0, ties counting half.
 
     Raises:
-        ValueError: shapes differ, a score is not finite, or one of the two classes is missing.
+        ValueError: shapes differ, a score is not finite, a label is neither 0 nor 1, or one of the classes is missing.
 
     Source: Mann and Whitney, Annals of Mathematical Statistics 18, 1947 (U divided by the number of pairs).
     """
-    scores, positive = _finite(scores), np.asarray(labels).astype(bool).ravel()
+    scores, labels = _finite(scores), np.asarray(labels, dtype=float).ravel()
+    if strange := labels[(labels != 0) & (labels != 1)].tolist():
+        raise ValueError(f"label {strange[0]}; AUC takes 0 and 1 only")
+    positive = labels == 1
     if scores.shape != positive.shape:
         raise ValueError(f"{scores.size} scores for {positive.size} labels; give one score a label")
     ones, zeros = int(positive.sum()), int((~positive).sum())

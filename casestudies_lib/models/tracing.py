@@ -7,10 +7,10 @@ past by a distance that grows with what lies between. Explained in chapter `zero
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -313,3 +313,36 @@ class AKT(nn.Module):
             state = retrieve(look(state, state), past)
         features = torch.cat([state, asked], dim=-1)[:, 1:]
         return Predictions(self.response_head(features).squeeze(-1))
+
+
+class Histories(Protocol):
+    """Practice histories as tracing models read them, padded at the end; `real` is False on padding."""
+
+    concepts: Int[Tensor, "batch slots"]
+    responses: Int[Tensor, "batch slots"]
+    real: Bool[Tensor, "batch slots"]
+
+
+def predict(model: nn.Module, batch: Histories) -> Predictions:
+    """Return what the model answers at each slot but the last about the slot that follows."""
+    return model(batch.concepts[:, :-1], batch.responses[:, :-1], batch.concepts[:, 1:])
+
+
+@torch.no_grad()
+def answer(model: nn.Module, students: Histories, rows: int = 250) -> Predictions:
+    """Return what `predict` does, in evaluation mode, a few students at a time; the model's mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        answers = [
+            model(concepts[:, :-1], responses[:, :-1], concepts[:, 1:])
+            for concepts, responses in zip(students.concepts.split(rows), students.responses.split(rows))
+        ]
+    finally:
+        model.train(training)
+    return Predictions(*(None if part[0] is None else torch.cat(part) for part in zip(*answers)))
+
+
+def real_slots(values: Float[Tensor, "batch following"], students: Histories) -> Float[Tensor, " responses"]:
+    """Return the values at the slots whose following slot holds a response, student after student."""
+    return values[students.real[:, 1:]]

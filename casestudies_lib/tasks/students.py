@@ -4,14 +4,17 @@ Both come as `Students`, padded to a common number of slots the way the reported
 """
 
 import csv
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+Histories = list[tuple[list[int], list[int]]]  # a student's concepts and responses
 PADDING = 0  # the reported run padded with 0, which is also a real concept and a real response
 
 
@@ -49,7 +52,7 @@ class Students:
         """Return the share of real responses that are right."""
         return float(self.responses[self.real].float().mean())
 
-    def take(self, rows: Int[Tensor, " rows"] | slice) -> "Students":
+    def take(self, rows: Int[Tensor, " rows"] | Bool[Tensor, " students"] | slice) -> "Students":
         """Return the chosen students."""
         return Students(self.concepts[rows], self.responses[rows], self.real[rows])
 
@@ -75,15 +78,15 @@ def simulate_students(
         mean_length: mean number of responses before the cut; at least 3, the shortest history kept.
 
     Raises:
-        ValueError: a count below one, fewer than 3 slots, or a mean length below 3.
+        ValueError: a count below one, fewer than 3 slots, or a mean length below 3 or not finite.
 
     Source: one-parameter logistic (Rasch) response with a practice term, as in Pavlik, Cen and Koedinger,
         "Performance Factors Analysis", AIED 2009; sizes chosen for this book.
     """
-    if students < 1 or concepts < 1 or slots < 3 or mean_length < 3:
+    if students < 1 or concepts < 1 or slots < 3 or not 3 <= mean_length < math.inf:
         raise ValueError(
             f"students={students}, concepts={concepts}, slots={slots}, mean_length={mean_length}; "
-            "at least 1, 1, 3 and 3 are needed"
+            "at least 1, 1, 3 and 3 are needed, all finite"
         )
     lengths = _draw_lengths(generator, students, slots, mean_length)
     sequence = _draw_practice(generator, students, concepts, slots)
@@ -127,8 +130,9 @@ def load_students(path: Path, concepts: int = 100, slots: int = 200) -> Students
 
     The layout with three lines a student ("student, id"; concept ids; responses) and the CSV with the columns user_id,
     log_id, sequence_id and correct are told apart by the first line. Concept ids 1 … C become 0 … C − 1 in the first
-    layout; in the second, sequence ids are numbered in rising order. Longer histories are cut into pieces of `slots`;
-    pieces of fewer than 3 responses are dropped, as the published pipeline does.
+    layout; in the second, sequence ids are numbered in rising order (so load files that belong together by
+    `load_split`). Longer histories are cut into pieces of `slots`; pieces of fewer than 3 responses are dropped, as
+    the published pipeline does.
 
     Args:
         path: the file.
@@ -142,8 +146,10 @@ def load_students(path: Path, concepts: int = 100, slots: int = 200) -> Students
     Source: arghosh/AKT (three-line layout, fold 1); ASSISTments 2015 skill-builder data set (CSV layout); the cut to
         pieces and the minimum of 3: pykt-toolkit data configuration (`maxlen`, `min_seq_len`).
     """
-    lines = _read_lines(path)
-    histories = _from_columns(path, lines, concepts) if "user_id" in lines[0] else _from_triples(path, lines, concepts)
+    return _cut_and_pad(path, _read_histories([path], concepts)[0], slots)
+
+
+def _cut_and_pad(path: Path, histories: Histories, slots: int) -> Students:
     pieces = [
         (asked[start : start + slots], answered[start : start + slots])
         for asked, answered in histories
@@ -158,20 +164,37 @@ def load_students(path: Path, concepts: int = 100, slots: int = 200) -> Students
 def load_split(path: Path, concepts: int = 100, slots: int = 200) -> tuple[Students, Students]:
     """Return training and test students from a folder with train.csv and test.csv, or from one file.
 
-    One file is split by row: of every five students four train and one tests, so no student is on both sides as long
-    as the file holds each once.
+    One file is split before histories are cut to pieces: of every five students four train and one tests, so no
+    student is on both sides as long as the file holds each once. The files of a folder share one numbering of concepts.
 
     Raises:
         RecordError: as `load_students`; a folder that lacks one of the two files; a file with fewer than ten students.
     """
     path = Path(path)
     if path.is_dir():
-        return tuple(load_students(path / name, concepts, slots) for name in ("train.csv", "test.csv"))
-    students = load_students(path, concepts, slots)
-    if len(students) < 10:
-        raise RecordError(f"{path}: {len(students)} students cannot be split; at least 10 are needed")
-    held_out = torch.arange(len(students)) % 5 == 4
-    return students.take(~held_out), students.take(held_out)
+        files = [path / "train.csv", path / "test.csv"]
+        train, test = _read_histories(files, concepts)
+        return _cut_and_pad(files[0], train, slots), _cut_and_pad(files[1], test, slots)
+    [histories] = _read_histories([path], concepts)
+    if len(histories) < 10:
+        raise RecordError(f"{path}: {len(histories)} students cannot be split; at least 10 are needed")
+    train = [history for place, history in enumerate(histories) if place % 5 != 4]
+    return _cut_and_pad(path, train, slots), _cut_and_pad(path, histories[4::5], slots)
+
+
+def _read_histories(files: Sequence[Path], concepts: int) -> list[Histories]:
+    """Return each file's histories, in one numbering of concepts."""
+    contents = {path: _read_lines(path) for path in files}
+    tables = {path: _rows(path, lines) for path, lines in contents.items() if "user_id" in lines[0]}
+    if tables and len(tables) < len(contents):
+        raise RecordError(f"{files[0].parent}: train.csv and test.csv have different layouts; give both the same one")
+    if not tables:
+        return [_from_triples(path, lines, concepts) for path, lines in contents.items()]
+    numbering = {name: place for place, name in enumerate(sorted({row[2] for rows in tables.values() for row in rows}))}
+    if len(numbering) > concepts:
+        where = ", ".join(str(path) for path in tables)
+        raise RecordError(f"{where}: {len(numbering)} different sequence_id; at most {concepts} concepts are allowed")
+    return [_group_by_student(rows, numbering) for rows in tables.values()]
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -188,7 +211,7 @@ def _read_lines(path: Path) -> list[str]:
     return lines
 
 
-def _from_triples(path: Path, lines: list[str], concepts: int) -> list[tuple[list[int], list[int]]]:
+def _from_triples(path: Path, lines: list[str], concepts: int) -> Histories:
     if len(lines) % 3:
         raise RecordError(
             f"{path}: {len(lines)} lines are not a multiple of three (student and id; concepts; responses); "
@@ -209,7 +232,8 @@ def _from_triples(path: Path, lines: list[str], concepts: int) -> list[tuple[lis
     return histories
 
 
-def _from_columns(path: Path, lines: list[str], concepts: int) -> list[tuple[list[int], list[int]]]:
+def _rows(path: Path, lines: list[str]) -> list[list[int]]:
+    """Return student, log, sequence and response of each line of the CSV layout."""
     reader = csv.DictReader(lines)
     wanted = ("user_id", "log_id", "sequence_id", "correct")
     if missing := [name for name in wanted if name not in (reader.fieldnames or [])]:
@@ -224,13 +248,10 @@ def _from_columns(path: Path, lines: list[str], concepts: int) -> list[tuple[lis
         rows.append(numbers)
     if not rows:
         raise RecordError(f"{path}: only a header; no student has a response")
-    return _group_by_student(path, rows, concepts)
+    return rows
 
 
-def _group_by_student(path: Path, rows: list[list[int]], concepts: int) -> list[tuple[list[int], list[int]]]:
-    numbering = {name: place for place, name in enumerate(sorted({row[2] for row in rows}))}
-    if len(numbering) > concepts:
-        raise RecordError(f"{path}: {len(numbering)} different sequence_id; at most {concepts} concepts are allowed")
+def _group_by_student(rows: list[list[int]], numbering: dict[int, int]) -> Histories:
     by_student: dict[int, list[list[int]]] = {}
     for row in sorted(rows, key=lambda row: (row[0], row[1])):
         by_student.setdefault(row[0], []).append(row)
@@ -238,7 +259,8 @@ def _group_by_student(path: Path, rows: list[list[int]], concepts: int) -> list[
 
 
 def _whole_numbers(path: Path, line: int, text: str) -> list[int]:
-    return [_number(path, line, cell) for cell in text.split(",") if cell.strip()]
+    cells = text.strip().removesuffix(",")
+    return [_number(path, line, cell) for cell in cells.split(",")] if cells else []
 
 
 def _number(path: Path, line: int, cell: str) -> int:
@@ -268,3 +290,36 @@ def _pad(histories: Sequence[tuple[list[int], list[int]]], slots: int) -> Studen
         responses[row, : len(answered)] = torch.tensor(answered)
         real[row, : len(asked)] = True
     return Students(concepts, responses, real)
+
+
+class Classroom(NamedTuple):
+    """Students to learn from, to choose a checkpoint on, and to be judged on; no student is in two of them."""
+
+    train: Students
+    valid: Students
+    test: Students
+
+
+def simulated_classroom(seed: int, students: int, concepts: int, slots: int, mean_length: float) -> Classroom:
+    """Return simulated students: as many to train as to test on, and half as many to choose a checkpoint on."""
+    generator = torch.Generator().manual_seed(seed)
+    valid = students // 2
+    everyone = simulate_students(generator, 2 * students + valid, concepts, slots, mean_length)
+    parts = slice(students), slice(students, students + valid), slice(students + valid, None)
+    return Classroom(*(everyone.take(part) for part in parts))
+
+
+def recorded_classroom(path: str | Path, seed: int, students: int, concepts: int, slots: int) -> Classroom:
+    """Return real students from a folder or file: a random draw of the training part, the first of the test part.
+
+    Fewer than asked for are returned where the records hold fewer.
+
+    Raises:
+        RecordError: as `load_split`.
+    """
+    learners, test = load_split(Path(path), concepts, slots)
+    learners = learners.take(torch.randperm(len(learners), generator=torch.Generator().manual_seed(seed)))
+    valid = min(students // 2, len(learners) // 4)
+    return Classroom(
+        learners.take(slice(valid, valid + students)), learners.take(slice(valid)), test.take(slice(students))
+    )

@@ -1,0 +1,8 @@
+"""Settings of all tests: shapes in annotations are checked, and hypothesis draws the same examples everywhere."""
+
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+settings.register_profile("casebook", deadline=None, derandomize=True, database=None)
+settings.load_profile("casebook")
+install_import_hook(["casestudies_lib.models", "casestudies_lib.tasks"], "beartype.beartype")
