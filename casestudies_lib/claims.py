@@ -48,13 +48,14 @@ class Region:
     def margin(self, low: float, high: float) -> float:
         """Return by what factor the interval clears the region's finite, non-zero ends: 1 is just inside.
 
-        A crossing of sign clears an end by any factor. Zero as an end has no factor; it is left out.
+        A crossing of sign clears an end by any factor. Zero as an end, or a single number as region, has no factor; it
+        is left out.
         """
         inside = [part for part in self.parts if Region(self.text, (part,)).holds(low, high)]
         if not inside:
             return 0.0
         a, b, _ = inside[0]
-        ends = [(low, a, 1)] if math.isfinite(a) and a else []
+        ends = [(low, a, 1)] if math.isfinite(a) and a and a != b else []
         ends += [(high, b, -1)] if math.isfinite(b) and b and a != b else []
         return min((_clearance(*end) for end in ends), default=math.inf)
 
@@ -159,7 +160,7 @@ class PrintedNumber(_Strict):
 class Report(_Strict):
     """A published post-mortem: its source, its printed numbers, its claims and the symptoms they explain."""
 
-    slug: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    slug: Annotated[str, Field(pattern=r"^_?[a-z][a-z0-9_]*$")]
     title: Text
     source: Source
     summary: Text
@@ -179,8 +180,8 @@ class Report(_Strict):
 
 
 def report_slugs() -> list[str]:
-    """Return the slugs of all report files, in alphabetical order."""
-    return sorted(path.stem for path in paths.reports().glob("*.toml"))
+    """Return the slugs of all report files, in alphabetical order; the template is none."""
+    return sorted(path.stem for path in paths.reports().glob("[!_]*.toml"))
 
 
 def load_report(slug: str) -> Report:

@@ -28,18 +28,21 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
         The mean and its limits, in the unit of `values`. Values that are all equal give an interval of width zero.
 
     Raises:
-        ValueError: fewer than two values, a value that is not finite, or an impossible confidence.
+        ValueError: fewer than two values, a value or a limit that is not finite, or an impossible confidence.
 
     Source: Student, "The probable error of a mean", Biometrika 6, 1908.
     """
     sample = _finite(values)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie strictly between 0 and 1")
-    if np.ptp(sample) == 0:  # scipy gives NaN for a scale of zero, and the mean of equal values can miss them by a bit
+    if sample.min() == sample.max():  # the rounded mean of equal values can miss them, and a region's edge, by one bit
         return Interval(*[float(sample[0])] * 3)
-    mean = float(sample.mean())
-    low, high = stats.ttest_1samp(sample, 0.0).confidence_interval(confidence)
-    return Interval(mean, float(low), float(high))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(sample.mean())
+        half = float(stats.t.ppf((1 + confidence) / 2, sample.size - 1) * stats.sem(sample))
+    if not np.isfinite([mean, mean - half, mean + half]).all():
+        raise ValueError(f"interval {mean} ± {half} is not finite; values of {sample.min():.3g} to {sample.max():.3g}")
+    return Interval(mean, mean - half, mean + half)
 
 
 def paired_differences(treated: Sequence[float], control: Sequence[float]) -> np.ndarray:
