@@ -5,4 +5,6 @@ from jaxtyping import install_import_hook
 
 settings.register_profile("casebook", deadline=None, derandomize=True, database=None)
 settings.load_profile("casebook")
-install_import_hook(["casestudies_lib.models", "casestudies_lib.tasks"], "beartype.beartype")
+# The tower lets an int stand where a float is annotated, as type checkers do.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+install_import_hook(["casestudies_lib.models", "casestudies_lib.tasks"], CHECKER)

@@ -7,10 +7,10 @@ past by a distance that grows with what lies between. Explained in chapter `zero
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -315,6 +315,7 @@ class AKT(nn.Module):
         return Predictions(self.response_head(features).squeeze(-1))
 
 
+@runtime_checkable
 class Histories(Protocol):
     """Practice histories as tracing models read them, padded at the end; `real` is False on padding."""
 
@@ -343,6 +344,6 @@ def answer(model: nn.Module, students: Histories, rows: int = 250) -> Prediction
     return Predictions(*(None if part[0] is None else torch.cat(part) for part in zip(*answers)))
 
 
-def real_slots(values: Float[Tensor, "batch following"], students: Histories) -> Float[Tensor, " responses"]:
+def real_slots(values: Shaped[Tensor, "batch following"], students: Histories) -> Shaped[Tensor, " responses"]:
     """Return the values at the slots whose following slot holds a response, student after student."""
     return values[students.real[:, 1:]]

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 Histories = list[tuple[list[int], list[int]]]  # a student's concepts and responses
+SHORTEST = 3  # responses in the shortest history kept, as the published pipeline does
 PADDING = 0  # the reported run padded with 0, which is also a real concept and a real response
 
 
@@ -125,7 +126,7 @@ def _draw_practice(
     return fresh.gather(1, last_move)
 
 
-def load_students(path: Path, concepts: int = 100, slots: int = 200) -> Students:
+def load_students(path: str | Path, concepts: int = 100, slots: int = 200) -> Students:
     """Read one file of ASSISTments 2015 responses in either of its two published layouts.
 
     The layout with three lines a student ("student, id"; concept ids; responses) and the CSV with the columns user_id,
@@ -141,27 +142,27 @@ def load_students(path: Path, concepts: int = 100, slots: int = 200) -> Students
 
     Raises:
         RecordError: the file is missing, empty, cut short, laid out otherwise, holds a response other than 0 or 1, a
-            concept out of range, or a student without responses.
+            concept out of range, or a student without responses, or no student with 3 responses or more.
+        ValueError: fewer than 3 slots.
 
     Source: arghosh/AKT (three-line layout, fold 1); ASSISTments 2015 skill-builder data set (CSV layout); the cut to
         pieces and the minimum of 3: pykt-toolkit data configuration (`maxlen`, `min_seq_len`).
     """
-    return _cut_and_pad(path, _read_histories([path], concepts)[0], slots)
+    return _cut_and_pad(_read_histories([Path(path)], concepts)[0], slots)
 
 
-def _cut_and_pad(path: Path, histories: Histories, slots: int) -> Students:
+def _cut_and_pad(histories: Histories, slots: int) -> Students:
+    if slots < SHORTEST:
+        raise ValueError(f"slots={slots}; at least {SHORTEST} are needed, the shortest history kept")
     pieces = [
         (asked[start : start + slots], answered[start : start + slots])
         for asked, answered in histories
         for start in range(0, len(asked), slots)
     ]
-    kept = [piece for piece in pieces if len(piece[0]) >= 3]
-    if not kept:
-        raise RecordError(f"{path}: no student has 3 responses or more; is this the right file?")
-    return _pad(kept, slots)
+    return _pad([piece for piece in pieces if len(piece[0]) >= SHORTEST], slots)
 
 
-def load_split(path: Path, concepts: int = 100, slots: int = 200) -> tuple[Students, Students]:
+def load_split(path: str | Path, concepts: int = 100, slots: int = 200) -> tuple[Students, Students]:
     """Return training and test students from a folder with train.csv and test.csv, or from one file.
 
     One file is split before histories are cut to pieces: of every five students four train and one tests, so no
@@ -170,20 +171,32 @@ def load_split(path: Path, concepts: int = 100, slots: int = 200) -> tuple[Stude
     Raises:
         RecordError: as `load_students`; a folder that lacks one of the two files; a file with fewer than ten students.
     """
+    train, test = _split_histories(path, concepts)
+    return _cut_and_pad(train, slots), _cut_and_pad(test, slots)
+
+
+def _split_histories(path: str | Path, concepts: int) -> tuple[Histories, Histories]:
     path = Path(path)
     if path.is_dir():
-        files = [path / "train.csv", path / "test.csv"]
-        train, test = _read_histories(files, concepts)
-        return _cut_and_pad(files[0], train, slots), _cut_and_pad(files[1], test, slots)
+        train, test = _read_histories([path / "train.csv", path / "test.csv"], concepts)
+        return train, test
     [histories] = _read_histories([path], concepts)
     if len(histories) < 10:
         raise RecordError(f"{path}: {len(histories)} students cannot be split; at least 10 are needed")
-    train = [history for place, history in enumerate(histories) if place % 5 != 4]
-    return _cut_and_pad(path, train, slots), _cut_and_pad(path, histories[4::5], slots)
+    return [history for place, history in enumerate(histories) if place % 5 != 4], histories[4::5]
 
 
 def _read_histories(files: Sequence[Path], concepts: int) -> list[Histories]:
-    """Return each file's histories, in one numbering of concepts."""
+    """Return each file's histories of 3 responses or more, in one numbering of concepts."""
+    parsed = _parse(files, concepts)
+    kept = [[history for history in histories if len(history[0]) >= SHORTEST] for histories in parsed]
+    for path, histories in zip(files, kept):
+        if not histories:
+            raise RecordError(f"{path}: no student has {SHORTEST} responses or more; is this the right file?")
+    return kept
+
+
+def _parse(files: Sequence[Path], concepts: int) -> list[Histories]:
     contents = {path: _read_lines(path) for path in files}
     tables = {path: _rows(path, lines) for path, lines in contents.items() if "user_id" in lines[0]}
     if tables and len(tables) < len(contents):
@@ -312,14 +325,15 @@ def simulated_classroom(seed: int, students: int, concepts: int, slots: int, mea
 def recorded_classroom(path: str | Path, seed: int, students: int, concepts: int, slots: int) -> Classroom:
     """Return real students from a folder or file: a random draw of the training part, the first of the test part.
 
-    Fewer than asked for are returned where the records hold fewer.
+    Students are drawn before their histories are cut to pieces, so that no student's pieces are on two sides. At most
+    `students` rows are returned a part, and fewer where the records hold fewer.
 
     Raises:
         RecordError: as `load_split`.
     """
-    learners, test = load_split(Path(path), concepts, slots)
-    learners = learners.take(torch.randperm(len(learners), generator=torch.Generator().manual_seed(seed)))
+    learners, test = _split_histories(path, concepts)
+    order = torch.randperm(len(learners), generator=torch.Generator().manual_seed(seed)).tolist()
+    learners = [learners[place] for place in order]
     valid = min(students // 2, len(learners) // 4)
-    return Classroom(
-        learners.take(slice(valid, valid + students)), learners.take(slice(valid)), test.take(slice(students))
-    )
+    parts = [(learners[valid:], students), (learners[:valid], valid), (test, students)]
+    return Classroom(*(_cut_and_pad(part[:rows], slots).take(slice(rows)) for part, rows in parts))

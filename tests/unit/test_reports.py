@@ -1,0 +1,262 @@
+"""Report files: what is refused, how the refusal reads, and that the shipped ones are fit for trial."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from casestudies_lib import claims, paths, probes
+from casestudies_lib.claims import ReportError, load_report, parse_report, region, report_slugs
+
+HEAD = """
+slug = "made_up"
+title = "A title"
+summary = "Short."
+
+[source]
+repository = "someone/something"
+document = "notes.md"
+date = "May 2025"
+"""
+CLAIM = """
+[[claims]]
+id = "A1"
+kind = "effect"
+says = "it holds"
+measure = "a size"
+unit = "metres"
+upheld_if = "<= 0.01"
+refuted_if = ">= 0.1"
+min_seeds = 4
+why = "because"
+"""
+SYMPTOM = """
+[[symptoms]]
+shows = "the loss is flat"
+claim = "A1"
+probe = "idle_parameters"
+"""
+GOOD = HEAD + CLAIM + SYMPTOM
+
+
+@pytest.fixture
+def load(tmp_path):
+    def read(text, name="made_up.toml"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return parse_report(tmp_path / name)
+
+    return read
+
+
+def test_a_good_file_gives_every_field(load):
+    report = load(GOOD + '[printed.gap]\nvalue = 0.5\nunit = "AUC"\nsource = "page 2"\n')
+    [claim], [symptom] = report.claims, report.symptoms
+    assert (report.slug, report.title, report.summary) == ("made_up", "A title", "Short.")
+    assert report.source.model_dump() == {
+        "repository": "someone/something", "document": "notes.md", "date": "May 2025"
+    }  # fmt: skip
+    assert (claim.id, claim.kind, claim.says, claim.measure) == ("A1", "effect", "it holds", "a size")
+    assert (claim.unit, claim.min_seeds, claim.why) == ("metres", 4, "because")
+    assert (claim.upheld_if, claim.refuted_if) == (region("<= 0.01"), region(">= 0.1"))
+    assert claim.rule == "upheld if <= 0.01; refuted if >= 0.1"
+    assert (symptom.shows, symptom.claim, symptom.probe) == ("the loss is flat", "A1", "idle_parameters")
+    assert report.printed["gap"].value == 0.5
+
+
+CLAIM_FIELDS = ("id", "kind", "says", "measure", "unit", "upheld_if", "refuted_if", "min_seeds", "why")
+
+
+@pytest.mark.parametrize("field", CLAIM_FIELDS)
+def test_a_missing_field_is_named_with_its_file_and_claim(load, field):
+    kept = "\n".join(line for line in CLAIM.splitlines() if not line.startswith(f"{field} ="))
+    place = "0" if field == "id" else "A1"
+    with pytest.raises(ReportError, match=rf"^made_up\.toml: claims → {place} → {field}: Field required$"):
+        load(HEAD + kept)
+
+
+@pytest.mark.parametrize("field", ["slug", "title", "summary"])
+def test_a_missing_field_of_the_file_is_named(load, field):
+    kept = "\n".join(line for line in GOOD.splitlines() if not line.startswith(f"{field} ="))
+    with pytest.raises(ReportError, match=rf"^made_up\.toml: {field}: Field required$"):
+        load(kept)
+
+
+@pytest.mark.parametrize("field", ["repository", "document", "date"])
+def test_a_missing_field_of_the_source_is_named(load, field):
+    kept = "\n".join(line for line in GOOD.splitlines() if not line.startswith(f"{field} ="))
+    with pytest.raises(ReportError, match=rf"^made_up\.toml: source → {field}: Field required$"):
+        load(kept)
+
+
+@pytest.mark.parametrize(
+    ("line", "changed", "message"),
+    [
+        ('kind = "effect"', 'kind = "feeling"', r"claims → A1 → kind: .*'identity'.*'remedy'.*\(came: 'feeling'\)"),
+        ('id = "A1"', 'id = "first"', r"claims → first → id: .*pattern.*\(came: 'first'\)"),
+        ('says = "it holds"', 'says = ""', r"claims → A1 → says: .*at least 1 character"),
+        ("min_seeds = 4", "min_seeds = -1", r"claims → A1 → min_seeds: .*greater than or equal to 0 \(came: -1\)"),
+        ("min_seeds = 4", 'min_seeds = "many"', r"claims → A1 → min_seeds: .*valid integer.*\(came: 'many'\)"),
+        ("min_seeds = 4", "min_seeds = 1", r"claims → A1: .*min_seeds is 1; kind effect needs an interval"),
+        ('why = "because"', 'why = "because"\nmaybe = 1', r"claims → A1 → maybe: Extra inputs are not permitted"),
+        ('"<= 0.01"', '"about 2"', r"claims → A1 → upheld_if: .*'about 2' is not one of '<= X'"),
+        ('">= 0.1"', '"2 to 1"', r"claims → A1 → refuted_if: .*'2 to 1' is empty: 2.0 is not below 1.0"),
+        ('">= 0.1"', '">= 1e999"', r"claims → A1 → refuted_if: .*too large for a float"),
+        ('">= 0.1"', "0.1", r"claims → A1 → refuted_if: .*\(came: 0.1\)"),
+        ('title = "A title"', 'title = "A title"\nauthor = "me"', r"author: Extra inputs are not permitted"),
+        ('slug = "made_up"', 'slug = "Made up"', r"slug: .*pattern.*\(came: 'Made up'\)"),
+        ('claim = "A1"', 'claim = "A7"', r"file: .*symptoms: 'the loss is flat' names claim A7; known are A1"),
+        ('shows = "the loss is flat"', 'shows = ""', r"symptoms → 0 → shows: .*at least 1 character"),
+    ],
+)
+def test_a_wrong_value_is_named_with_file_claim_and_field(load, line, changed, message):
+    assert GOOD.count(line) == 1
+    with pytest.raises(ReportError, match=rf"^made_up\.toml: {message}"):
+        load(GOOD.replace(line, changed))
+
+
+def test_every_error_of_a_file_is_told_at_once(load):
+    text = GOOD.replace('kind = "effect"', 'kind = "feeling"').replace('unit = "metres"', 'unit = ""')
+    with pytest.raises(ReportError) as caught:
+        load(text)
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == ["claims → A1 → kind", "claims → A1 → unit"]
+
+
+def test_the_second_of_two_claims_is_named_by_its_id(load):
+    second = CLAIM.replace('"A1"', '"A2"').replace('"metres"', '""')
+    with pytest.raises(ReportError, match="claims → A2 → unit"):
+        load(HEAD + CLAIM + second)
+
+
+@pytest.mark.parametrize(
+    ("upheld_if", "refuted_if"),
+    [
+        ("<= 1", ">= 1"),
+        ("<= 1", ">= 0.5"),
+        ("0 to 2", "outside 1 to 3"),
+        ("== 3", ">= 3"),
+        ("< 1", "== 0"),
+        ("outside 0 to 1", "> 5"),
+        ("> 0", "> 0"),
+    ],
+)
+def test_a_rule_that_one_number_could_satisfy_both_ways_is_refused(load, upheld_if, refuted_if):
+    text = GOOD.replace("<= 0.01", upheld_if).replace(">= 0.1", refuted_if)
+    with pytest.raises(ReportError, match=r"claims → A1: .*upheld_if \(.*\) and refuted_if \(.*\) overlap"):
+        load(text)
+
+
+@pytest.mark.parametrize(
+    ("upheld_if", "refuted_if"),
+    [("< 1", ">= 1"), ("<= 1", "> 1"), ("< 1", "> 1"), ("== 0", "> 0"), ("0 to 1", "outside 0 to 1"), ("== 3", "<= 2")],
+)
+def test_regions_that_only_touch_are_allowed(load, upheld_if, refuted_if):
+    assert load(GOOD.replace("<= 0.01", upheld_if).replace(">= 0.1", refuted_if)).claims[0].upheld_if.text == upheld_if
+
+
+def test_an_id_that_stands_twice_is_refused(load):
+    with pytest.raises(ReportError, match=r"^made_up\.toml: file: .*id A1 stands twice"):
+        load(HEAD + CLAIM + CLAIM + SYMPTOM)
+
+
+def test_a_report_without_claims_is_refused(load):
+    with pytest.raises(ReportError, match=r"^made_up\.toml: claims: (Field required|.*at least 1 item)"):
+        load(HEAD)
+    with pytest.raises(ReportError, match=r"^made_up\.toml: claims: .*valid list"):
+        load(HEAD + CLAIM.replace("[[claims]]", "[claims]"))
+
+
+@pytest.mark.parametrize("text", ["slug = made_up", GOOD + "[[claims", GOOD[: GOOD.index("someone") + 3]])
+def test_a_file_that_is_not_toml_is_named_with_the_place(load, text):
+    with pytest.raises(ReportError, match=r"^made_up\.toml is not valid TOML: .*(line \d+|end of document).*mend"):
+        load(text)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "made_up.toml").write_bytes(b"slug = '\xff\xfe'")
+    with pytest.raises(ReportError, match=r"^made_up\.toml is not valid TOML"):
+        parse_report(tmp_path / "made_up.toml")
+
+
+def test_a_slug_that_is_not_the_file_s_name_is_refused(load):
+    with pytest.raises(ReportError, match=r"^other\.toml: slug is 'made_up'; it must be the file's name, 'other'"):
+        load(GOOD, "other.toml")
+
+
+def test_an_unknown_report_is_refused_with_the_known_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("CASEBOOK_ROOT", str(tmp_path))
+    with pytest.raises(ReportError, match=r"no report file made_up\.toml in .*known are none"):
+        load_report("made_up")
+    paths.reports().mkdir(parents=True)
+    for slug in ("zebra", "ant"):
+        (paths.reports() / f"{slug}.toml").write_text(GOOD.replace("made_up", slug), encoding="utf-8")
+    with pytest.raises(ReportError, match="known are ant, zebra"):
+        load_report("made_up")
+    assert claims.open_case("ant").report.slug == "ant"
+
+
+def test_every_path_hangs_off_one_root(tmp_path, monkeypatch):
+    folders = {paths.reports: "data/reports", paths.notebooks: "notebooks", paths.book: "book", paths.build: "_build"}
+    monkeypatch.delenv("CASEBOOK_ROOT", raising=False)
+    assert (paths.root() / "casestudies_lib" / "paths.py").samefile(paths.__file__)
+    for root in (paths.root(), tmp_path / "a b"):
+        monkeypatch.setenv("CASEBOOK_ROOT", str(root))
+        assert {folder(): None for folder in folders} == {Path(root, name): None for name in folders.values()}
+    monkeypatch.setenv("CASEBOOK_ROOT", "")  # set but empty is not set
+    assert (paths.root() / "casestudies_lib").is_dir()
+
+
+# From here on: the files that are shipped.
+
+
+def test_the_first_chapter_s_report_is_shipped():
+    assert "zero_weight_head" in report_slugs()
+
+
+def test_zero_weight_head_tries_claims_z1_to_z11_in_order():
+    assert [claim.id for claim in load_report("zero_weight_head").claims] == [f"Z{n}" for n in range(1, 12)]
+
+
+@pytest.mark.parametrize("slug", report_slugs())
+def test_every_symptom_names_a_probe_that_exists_or_none(slug):
+    symptoms = load_report(slug).symptoms
+    for symptom in symptoms:
+        assert symptom.probe is None or callable(getattr(probes, symptom.probe))
+    assert any(symptom.probe for symptom in symptoms)
+
+
+def inside(part):
+    """Return a number well inside one part of a region."""
+    low, high, _ = part
+    if math.isinf(low):
+        return high - 1
+    return low + 1 if math.isinf(high) else (low + high) / 2
+
+
+@pytest.mark.parametrize("slug", report_slugs())
+def test_both_verdicts_of_every_claim_can_be_reached(slug):
+    for claim in load_report(slug).claims:
+        for region_of, other in ((claim.upheld_if, claim.refuted_if), (claim.refuted_if, claim.upheld_if)):
+            number = inside(region_of.parts[0])
+            assert region_of.holds(number, number)
+            assert not other.meets(number, number)
+
+
+def test_the_printed_numbers_of_zero_weight_head_agree_with_each_other():
+    printed = {name: number.value for name, number in load_report("zero_weight_head").printed.items()}
+    assert printed["auc_rival"] - printed["auc_two_heads"] == pytest.approx(0.0037)
+    assert printed["auc_rival_same_launcher"] - printed["auc_two_heads"] == pytest.approx(0.0005)
+    assert printed["steps_per_epoch"] == -(-11904 // 64)
+    assert printed["extra_updates"] == pytest.approx(1176 / 1000 - 1)
+    for low, high in (("overhead_low", "overhead_high"), ("gain_low", "gain_high")):
+        assert 0 < printed[low] < printed[high]
+
+
+def test_thresholds_that_are_stated_as_shares_of_the_printed_gap_are_those_shares():
+    report = load_report("zero_weight_head")
+    gap = report.printed["auc_rival"].value - report.printed["auc_two_heads"].value
+    z10 = next(claim for claim in report.claims if claim.id == "Z10")
+    assert z10.upheld_if.parts[0][0] == pytest.approx(gap / 2)
+    assert z10.refuted_if.parts[0][1] <= gap / 4
+    z8 = next(claim for claim in report.claims if claim.id == "Z8")
+    assert z8.upheld_if.parts[0][0] == report.printed["gain_low"].value
+    assert z8.refuted_if.parts[0][1] == pytest.approx(report.printed["gain_low"].value / 2)
