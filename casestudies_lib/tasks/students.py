@@ -142,7 +142,7 @@ def load_students(path: str | Path, concepts: int = 100, slots: int = 200) -> St
 
     Raises:
         RecordError: the file is missing, empty, cut short, laid out otherwise, holds a response other than 0 or 1, a
-            concept out of range, or a student without responses, or no student with 3 responses or more.
+            concept out of range, a student without responses, or no student with 3 responses or more.
         ValueError: fewer than 3 slots.
 
     Source: arghosh/AKT (three-line layout, fold 1); ASSISTments 2015 skill-builder data set (CSV layout); the cut to
