@@ -43,8 +43,8 @@ lint: $(READY) ## ruff on code and notebooks
 serve: $(READY) ## serve _build/html on this machine
 	$(BIN)/python -m casestudies_lib.cli serve
 
-bench: $(READY) ## measure speed and memory as ratios, each in one run
-	$(BIN)/python benchmarks/bench.py
+bench: $(READY) ## measure speed and memory as ratios, each in one run (BENCH_FLAGS=--set-up times set-up too)
+	$(BIN)/python tests/benchmark.py $(BENCH_FLAGS)
 
 browser: ## install the Debian package that page tests need
 	@if command -v chromium >/dev/null; then echo "chromium is installed"; \

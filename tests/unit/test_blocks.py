@@ -127,8 +127,6 @@ def test_feed_forward_is_linear_relu_dropout_linear():
     layers = feed_forward(3, 5, 2, 0.4, generator()).eval()
     first, _, dropout, last = layers
     values = torch.randn(4, 3, generator=generator(1))
-    expected = torch.stack(
-        [last.bias + last.weight @ (first.weight @ row + first.bias).clamp(min=0) for row in values]
-    )
+    expected = torch.stack([last.bias + last.weight @ (first.weight @ row + first.bias).clamp(min=0) for row in values])
     torch.testing.assert_close(layers(values), expected)
     assert dropout.rate == 0.4

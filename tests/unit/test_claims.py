@@ -20,7 +20,14 @@ SEEDS = (3, 1, 4, 15)
 
 
 def claim(name, kind, upheld_if="<= 0.01", refuted_if=">= 0.1", **changes):
-    plain = {"id": name, "kind": kind, "says": f"{name} says so", "measure": "a size", "unit": "metres", "why": "because"}
+    plain = {
+        "id": name,
+        "kind": kind,
+        "says": f"{name} says so",
+        "measure": "a size",
+        "unit": "metres",
+        "why": "because",
+    }
     return plain | {"upheld_if": upheld_if, "refuted_if": refuted_if, "min_seeds": 4} | changes
 
 
@@ -113,7 +120,7 @@ def test_a_single_number_may_ask_for_seeds_too():
 
 @pytest.mark.parametrize("seeds", [(1, 2, 3, 4, 4), (1.2, 1.7, 2, 3, 4), torch.tensor([1, 2, 3, 4, 4])])
 def test_a_seed_given_twice_is_refused_even_where_enough_are_left(open_case, seeds):
-    with pytest.raises(ReportError, match="A3 needs .* came 5 seeds, 4 of them different"):
+    with pytest.raises(ReportError, match=r"A3 needs .* came 5 seeds, 4 of them different"):
         open_case.judge("A3", [0.0] * 5, seeds=seeds)
 
 

@@ -118,7 +118,10 @@ def test_every_error_of_a_file_is_told_at_once(load):
     text = GOOD.replace('kind = "effect"', 'kind = "feeling"').replace('unit = "metres"', 'unit = ""')
     with pytest.raises(ReportError) as caught:
         load(text)
-    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == ["claims → A1 → kind", "claims → A1 → unit"]
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
+        "claims → A1 → kind",
+        "claims → A1 → unit",
+    ]
 
 
 def test_the_second_of_two_claims_is_named_by_its_id(load):

@@ -93,9 +93,9 @@ def test_paired_differences_are_taken_seed_by_seed():
 
 
 def test_pairing_removes_what_both_arms_share():
-    shared = np.random.default_rng(1).normal(0, 100, size=8)
-    interval = mean_interval(paired_differences(shared + [2, 2.1, 1.9, 2, 2, 2.1, 1.9, 2], shared))
-    assert interval == pytest.approx(by_hand([2, 2.1, 1.9, 2, 2, 2.1, 1.9, 2], 2.365), rel=1e-3)
+    shared, effects = np.random.default_rng(1).normal(0, 100, size=8), [2, 2.1, 1.9, 2, 2, 2.1, 1.9, 2]
+    interval = mean_interval(paired_differences(shared + np.array(effects), shared))
+    assert interval == pytest.approx(by_hand(effects, 2.365), rel=1e-3)
 
 
 def test_arms_that_do_not_pair_up_are_refused():

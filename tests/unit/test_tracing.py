@@ -14,9 +14,13 @@ from casestudies_lib.models.tracing import (
     MonotonicAttention,
     Predictions,
     Sizes,
+    answer,
     isolated_streams,
+    predict,
+    real_slots,
     shared_stream,
 )
+from casestudies_lib.tasks.students import simulate_students
 
 SIZES = Sizes(concepts=6, slots=9, dim=8, heads=2, blocks=2, hidden=12, dropout=0.2)
 REPORTED = Sizes(concepts=100, slots=200, dim=256, heads=4, blocks=4, hidden=512, dropout=0.2)
@@ -161,7 +165,9 @@ def test_gainakt4_assembles_embeddings_positions_blocks_and_heads():
     concepts, responses, queries = batch(students=1, slots=5)
     encoder = model.encoder
     pairs = [int(concept) + 6 * int(right) for concept, right in zip(concepts[0], responses[0])]
-    context = torch.stack([encoder.context_embedding.weight[p] + encoder.positions.weight[s] for s, p in enumerate(pairs)])
+    context = torch.stack(
+        [encoder.context_embedding.weight[p] + encoder.positions.weight[s] for s, p in enumerate(pairs)]
+    )
     value = torch.stack([encoder.value_embedding.weight[p] + encoder.positions.weight[s] for s, p in enumerate(pairs)])
     for block in encoder.blocks:
         context, value = dual_stream_by_hand(block, context, value)
@@ -293,6 +299,63 @@ def test_a_mastery_head_that_is_skipped_keeps_its_parameters_and_gets_no_gradien
         assert (parameter.grad is None) == name.startswith("mastery_head"), name
 
 
+# Answers about histories
+
+
+def histories(students=23):
+    return simulate_students(generator(4), students, concepts=SIZES.concepts, slots=SIZES.slots, mean_length=5)
+
+
+@SYSTEMS
+def test_predict_asks_about_each_slot_s_successor(system):
+    model, students = build(system).eval(), histories()
+    answers = predict(model, students)
+    for slot in (0, 3, 7):
+        past = slice(slot + 1)
+        asked = students.concepts[:, 1 : slot + 2]
+        expected = model(students.concepts[:, past], students.responses[:, past], asked).response_logits[:, slot]
+        torch.testing.assert_close(answers.response_logits[:, slot], expected, rtol=1e-4, atol=1e-5)
+    assert answers.response_logits.shape == (23, SIZES.slots - 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [{}, {"build_mastery": False}])
+def test_answer_is_predict_in_evaluation_mode_piece_by_piece_and_puts_the_mode_back(training, options):
+    model, students = build(GainAKT4, **options), histories()
+    expected = predict(model.eval(), students)
+    model.train(training)
+    answers = answer(model, students, rows=5)
+    assert model.training is training
+    for name in Predictions._fields:
+        whole, joined = getattr(expected, name), getattr(answers, name)
+        assert (whole is None) == (joined is None) == bool(options and name != "response_logits")
+        if whole is not None:
+            torch.testing.assert_close(joined, whole, rtol=1e-4, atol=1e-5)
+            assert not joined.requires_grad
+
+
+def test_answer_puts_the_mode_back_after_an_error_too():
+    model = build(GainAKT4)
+    students = histories()
+    students.concepts[0, 0] = 2 * SIZES.concepts + 1  # no such pair
+    with pytest.raises(IndexError):
+        answer(model, students)
+    assert model.training
+
+
+def test_real_slots_are_those_whose_successor_holds_a_response():
+    students = histories(4)
+    values = torch.arange(4 * (SIZES.slots - 1), dtype=torch.float32).reshape(4, -1)
+    expected = [
+        values[student, slot].item()
+        for student in range(4)
+        for slot in range(SIZES.slots - 1)
+        if students.real[student, slot + 1]
+    ]
+    assert real_slots(values, students).tolist() == expected
+    assert len(expected) == students.n_responses - 4  # nobody is asked about a first response
+
+
 # Random streams
 
 
@@ -342,13 +405,13 @@ def test_isolated_streams_differ_by_purpose_and_by_seed_and_come_back():
 @SYSTEMS
 @pytest.mark.parametrize("streams", [shared_stream, isolated_streams])
 def test_a_model_is_reproduced_by_its_seed_whatever_the_process_draws(system, streams):
-    def answer(seed):
+    def logits(seed):
         torch.rand(3)
         model = system(SIZES, streams(seed))
         return model(*batch()).response_logits
 
-    assert torch.equal(answer(1), answer(1))
-    assert not torch.equal(answer(1), answer(2))
+    assert torch.equal(logits(1), logits(1))
+    assert not torch.equal(logits(1), logits(2))
 
 
 # Sizes
