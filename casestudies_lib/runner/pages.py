@@ -228,11 +228,17 @@ def _symptom_rows(case: Case) -> list[tuple[str, ...]]:
             html_prose(symptom.shows),
             f"{_claim_link(case, symptom.claim)} {badge(verdicts[symptom.claim].verdict)}"
             f'<span class="fine">{html_prose(verdicts[symptom.claim].says)}</span>',
-            f'<a href="probes.html"><code>{html_text(symptom.probe)}</code></a>',
+            _probe_link(symptom.probe),
             f'<a href="{case.page}">{html_prose(case.report.title)}</a>',
         )
         for symptom in case.report.symptoms
     ]
+
+
+def _probe_link(probe: str | None) -> str:
+    if probe is None:
+        return '<span class="fine">no probe: repeat the trial on your own model</span>'
+    return f'<a href="probes.html"><code>{html_text(probe)}</code></a>'
 
 
 def run_table(cases: Sequence[Case]) -> str:

@@ -51,6 +51,7 @@ def report_text(slug: str, title: str, letter: str, says: str) -> str:
                   'measure = "difference of two medians"', 'unit = "nats"', 'upheld_if = ">= 0.1"',
                   'refuted_if = "<= 0.05"', "min_seeds = 2", 'why = "a reason"']  # fmt: skip
     lines += ["[[symptoms]]", f"shows = {json.dumps(says)}", f'claim = "{letter}1"', 'probe = "idle_parameters"']
+    lines += ["[[symptoms]]", 'shows = "a symptom without a probe"', f'claim = "{letter}2"']
     return "\n".join(lines) + "\n"
 
 

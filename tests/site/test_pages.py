@@ -122,10 +122,12 @@ def test_a_loss_is_written_with_a_minus_sign(casebook):
 
 def test_the_symptom_index_leads_from_what_is_seen_to_claim_probe_and_chapter(casebook):
     index = pages.symptom_index([pages.read_case("plain_case", casebook.results["plain_case"])])
-    assert index.count("<tr>") == 1 + 1
+    assert index.count("<tr>") == 1 + 2
     assert 'href="notebooks/1_plain_case.html#p1"' in index
     assert "idle_parameters" in index
     assert "✓ upheld" in read(index).text
+    assert "no probe: repeat the trial" in read(index).text
+    assert "None" not in index
 
 
 def test_the_run_table_says_when_how_long_and_with_what(casebook):
