@@ -272,8 +272,12 @@ def _group_by_student(rows: list[list[int]], numbering: dict[int, int]) -> Histo
 
 
 def _whole_numbers(path: Path, line: int, text: str) -> list[int]:
-    cells = text.strip().removesuffix(",")
-    return [_number(path, line, cell) for cell in cells.split(",")] if cells else []
+    row = text.strip().removesuffix(",")
+    cells = row.split(",") if row else []
+    try:
+        return list(map(int, cells))  # a file holds half a million: name the culprit only where there is one
+    except ValueError:
+        return [_number(path, line, cell) for cell in cells]
 
 
 def _number(path: Path, line: int, cell: str) -> int:
