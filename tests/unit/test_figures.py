@@ -122,11 +122,13 @@ def test_one_figure_gives_the_same_bytes_twice():
 
 
 def test_drawing_changes_no_global_setting():
-    before = dict(matplotlib.rcParams)
-    area = drawn()
-    figures.pairs(area, ["a", "b"], [[1, 2], [3, 4]], [figures.FAULT, figures.FIX])
-    figures.show(area, ALT)
-    assert dict(matplotlib.rcParams) == before
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever an earlier test left behind
+        before = dict(matplotlib.rcParams)
+        area = drawn()
+        figures.pairs(area, ["a", "b"], [[1, 2], [3, 4]], [figures.FAULT, figures.FIX])
+        figures.show(area, ALT)
+        assert dict(matplotlib.rcParams) == before
 
 
 def test_drawing_needs_no_pyplot_and_so_no_display():

@@ -204,6 +204,7 @@ def test_every_path_hangs_off_one_root(tmp_path, monkeypatch):
     for root in (paths.root(), tmp_path / "a b"):
         monkeypatch.setenv("CASEBOOK_ROOT", str(root))
         assert {folder(): None for folder in folders} == {Path(root, name): None for name in folders.values()}
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CASEBOOK_ROOT", "")  # set but empty is not set
     assert (paths.root() / "casestudies_lib").is_dir()
 
