@@ -42,5 +42,5 @@ def test_the_noise_of_two_runs_is_judged_on_real_students(chapter):
 
 
 def test_the_scripts_are_judged_on_real_students(chapter):
-    assert chapter.verdict("Z10", "figures.axes('Z10'") in VERDICTS
+    assert chapter.verdict("Z10", "def stopping_run", "stopped_masked =") in VERDICTS
     assert len(chapter.space["effect"]) == 4

@@ -55,10 +55,14 @@ def test_dropout_neither_draws_nor_changes_anything_when_it_has_nothing_to_do(ra
     assert torch.equal(own.get_state(), generator(3).get_state())
 
 
-def test_dropout_keeps_the_type_and_passes_gradient_only_through_what_it_kept():
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_dropout_keeps_the_type(kind):
+    assert Dropout(0.25, generator())(torch.ones(9, dtype=kind)).dtype == kind
+
+
+def test_dropout_passes_gradient_only_through_what_it_kept():
     values = torch.full((200,), 2.0, dtype=torch.float64, requires_grad=True)
     thinned = Dropout(0.25, generator())(values)
-    assert thinned.dtype == torch.float64
     thinned.sum().backward()
     assert torch.equal(values.grad, thinned.detach() / 2)
 

@@ -136,6 +136,22 @@ def test_line_ends_byte_marks_spaces_and_closing_commas_change_nothing(tmp_path,
     assert as_lists(load_students(tmp_path / "spelt.csv", slots=4)) == pieces(histories, 4)
 
 
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: "\ufeff" + text,
+        lambda text: text.rstrip("\n"),
+        lambda text: text.replace("\n", "\n\n"),
+        lambda text: re.sub(r"(\w+)", r'"\1"', text),
+    ],
+)
+def test_line_ends_byte_marks_blank_lines_and_quotes_change_nothing(tmp_path, spell):
+    histories = [[(1, 0), (2, 1), (3, 1)], [(3, 1), (3, 0), (1, 0), (2, 1)]]
+    (tmp_path / "spelt.csv").write_bytes(spell(columns(histories)).encode())
+    assert as_lists(load_students(tmp_path / "spelt.csv", slots=4)) == pieces(histories, 4)
+
+
 def test_a_path_may_be_given_as_text(tmp_path):
     path = saved(tmp_path, three_lines([learner(4)] * 10))
     assert as_lists(load_students(str(path), slots=4)) == as_lists(load_students(path, slots=4))
@@ -326,12 +342,12 @@ def test_a_folder_that_lacks_a_file_is_refused_with_its_name(tmp_path, lacking):
 
 
 def test_files_of_a_folder_share_one_numbering_of_concepts(tmp_path):
-    # Alone, the test file would call sequence 30 concept 0, which is sequence 10 in training.
+    # Alone, the test file would call sequence 25 concept 0, which is sequence 10 in training.
     saved(tmp_path, f"{COLUMNS}\n1,1,10,1\n1,2,20,1\n1,3,30,1\n", "train.csv")
-    saved(tmp_path, f"{COLUMNS}\n2,1,30,1\n2,2,20,1\n2,3,30,1\n", "test.csv")
+    saved(tmp_path, f"{COLUMNS}\n2,1,30,1\n2,2,25,1\n2,3,30,1\n", "test.csv")
     train, test = load_split(tmp_path, slots=3)
-    assert train.concepts.tolist() == [[0, 1, 2]]
-    assert test.concepts.tolist() == [[2, 1, 2]]
+    assert train.concepts.tolist() == [[0, 1, 3]]
+    assert test.concepts.tolist() == [[3, 2, 3]]
 
 
 def test_files_of_a_folder_must_have_one_layout(tmp_path):
@@ -427,11 +443,22 @@ def test_longer_practice_of_a_concept_raises_the_share_right():
     assert shares[1] + 0.02 < shares[2]
 
 
-def test_who_does_not_practise_a_concept_forgets_it():
-    # One concept all the way, against the same concept after a break on many others.
-    massed = simulated(students=6000, concepts=1, slots=30, mean_length=500)
-    spaced = simulated(students=6000, concepts=30, slots=30, mean_length=500)
-    assert massed.responses[:, -5:].double().mean() > spaced.responses[:, -5:].double().mean() + 0.1
+def test_a_concept_left_alone_is_forgotten_a_little():
+    students = simulated(students=4000, concepts=4, slots=40, mean_length=1000)
+    straight, after_a_break = [], []
+    for asked, answered, real in zip(students.concepts.tolist(), students.responses.tolist(), students.real.tolist()):
+        times, last = [0] * 4, [0] * 4
+        for slot in range(sum(real)):
+            concept = asked[slot]
+            # The same amount of practice on both sides, so that only the break differs.
+            if 5 <= times[concept] <= 8:
+                gap = slot - last[concept]
+                (straight if gap == 1 else after_a_break if gap >= 8 else []).append(answered[slot])
+            times[concept] += 1
+            last[concept] = slot
+    shares = [sum(side) / len(side) for side in (straight, after_a_break)]
+    error = math.sqrt(sum(share * (1 - share) / len(side) for share, side in zip(shares, (straight, after_a_break))))
+    assert shares[0] - shares[1] > 4 * error
 
 
 def test_students_stay_on_a_concept_two_times_out_of_three():
