@@ -24,8 +24,6 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#dddddd",
-    "lines.linewidth": 2.0,
-    "lines.markersize": 5,
     "legend.frameon": False,
     "legend.fontsize": 11,
     "figure.facecolor": "white",

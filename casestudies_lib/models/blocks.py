@@ -1,4 +1,4 @@
-"""Parts that several systems share; every draw comes from a generator that the caller hands over."""
+"""Parts that several systems share; every draw that counts comes from a generator that the caller hands over."""
 
 import math
 

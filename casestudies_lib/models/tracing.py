@@ -74,6 +74,19 @@ class Sizes:
     hidden: int = 64
     dropout: float = 0.2
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that no model has.
+
+        Raises:
+            ValueError: a size below its least value, or a width that the heads do not divide.
+        """
+        least = {"concepts": 2, "slots": 1, "dim": 1, "heads": 1, "blocks": 1, "hidden": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least {low} is needed")
+        if self.dim % self.heads:
+            raise ValueError(f"width {self.dim} is not a multiple of {self.heads} heads; choose dim = heads * head_dim")
+
 
 class DualStreamBlock(nn.Module):
     """Attention whose queries and keys come from a context stream and whose values come from a value stream.

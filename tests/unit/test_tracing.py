@@ -489,3 +489,16 @@ def test_a_tensor_of_another_shape_is_refused_where_shapes_are_checked():
         build(GainAKT4)(concepts, responses[:, :-1], queries)
     with pytest.raises(Exception, match=r"[Tt]ype-check error"):
         build(AKT)(concepts, responses.float(), queries)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"concepts": 1}, "concepts is 1; at least 2"),
+        ({"blocks": 0}, "blocks is 0"),
+        ({"dim": 30, "heads": 4}, "30 .* 4 heads"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Sizes(**({"concepts": 5, "slots": 6} | wrong))
