@@ -1,7 +1,9 @@
 """The files that set the project up agree with each other and say nothing of the machine they were written on."""
 
 import re
+import shlex
 import subprocess
+import sys
 import tomllib
 
 import yaml
@@ -52,6 +54,16 @@ def test_make_offers_every_target_that_is_spoken_of():
     spoken |= set(re.findall(r"`make ([a-z-]+)`", "\n".join(pages)))
     assert spoken
     assert spoken <= offered
+
+
+def test_the_commit_hook_leaves_the_committed_notebooks_as_they_are(tmp_path):
+    hooks = {hook["id"]: hook for hook in yaml.safe_load(text_of(".pre-commit-config.yaml"))["repos"][0]["hooks"]}
+    arguments = shlex.split(hooks["nbstripout"]["entry"])[1:]
+    for path in sorted(paths.notebooks().glob("*.ipynb")):
+        copy = tmp_path / path.name
+        copy.write_bytes(path.read_bytes())
+        subprocess.run([sys.executable, *arguments, str(copy)], check=True)
+        assert copy.read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), path.name
 
 
 def test_the_version_stands_once_in_code_and_once_in_the_package():
