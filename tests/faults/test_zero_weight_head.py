@@ -109,11 +109,9 @@ def test_z8_runs_that_are_cut_off_early_do_gain_from_more_updates(restored):
 
 
 def test_z9_on_a_test_set_without_sampling_error_the_gap_would_need_explaining(restored):
-    restored.run('left = case.printed("auc_rival_same_launcher") - case.printed("auc_two_heads")')
-    restored.run("noise = [0.00001, 0.00002, 0.00001, 0.00002]")
-    assert restored.verdict("Z9") == "upheld"
-    restored.run("noise = [0.0011, 0.0012, 0.0013, 0.0012]")
-    assert restored.verdict("Z9") == "refuted"
+    restored.run_cells("def run(arm, seed)")
+    assert restored.verdict("Z9", "def half_width") == "refuted"
+    assert restored.verdict("Z9", "def half_width", change=("case.printed('test_responses')", "1e12")) == "upheld"
 
 
 def test_z10_scripts_with_the_same_loss_make_no_difference(restored):
