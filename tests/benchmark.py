@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+from benchmark_probes import probe_rows
 from rich.console import Console
 from rich.table import Table
 
@@ -85,7 +86,7 @@ def set_up(scratch: Path) -> tuple[str, str, str]:
 def main() -> None:
     table = Table("measured", "here", "to reach", title="Benchmarks")
     with tempfile.TemporaryDirectory() as folder:
-        rows = figures(Path(folder))
+        rows = probe_rows() + figures(Path(folder))
         rows += [set_up(Path(folder))] if "--set-up" in sys.argv else []
     for row in rows:
         table.add_row(*row)

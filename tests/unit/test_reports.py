@@ -264,3 +264,33 @@ def test_thresholds_that_are_stated_as_shares_of_the_printed_gap_are_those_share
     z8 = next(claim for claim in report.claims if claim.id == "Z8")
     assert z8.upheld_if.parts[0][0] == report.printed["gain_low"].value
     assert z8.refuted_if.parts[0][1] == pytest.approx(report.printed["gain_low"].value / 2)
+
+
+def test_distillation_loss_tries_claims_d1_to_d12_in_order():
+    assert [claim.id for claim in load_report("distillation_loss").claims] == [f"D{n}" for n in range(1, 13)]
+
+
+def test_the_printed_numbers_of_distillation_loss_agree_with_each_other():
+    printed = {name: number.value for name, number in load_report("distillation_loss").printed.items()}
+    components = ("kd", "routing_feature", "routing_load_balance", "routing_attention_alignment")
+    components += ("attention", "layerwise", "contrastive", "lm")
+    assert sum(printed[name] for name in components) == pytest.approx(printed["total"], abs=5e-5)
+    assert printed["perplexity"] == round(math.exp(20), 2)
+    assert printed["layerwise_share"] == pytest.approx(
+        printed["layerwise"] / (printed["layerwise"] + printed["kd"]), abs=5e-4
+    )
+    assert printed["student_tokens"] > printed["teacher_tokens"]
+    assert printed["logged_step"] < printed["batches"]
+    for row in range(1, 6):
+        assert 0 < printed[f"lm_low_{row}"] < printed[f"lm_high_{row}"]
+
+
+def test_thresholds_of_distillation_loss_follow_from_printed_numbers():
+    report = load_report("distillation_loss")
+    claims, printed = {claim.id: claim for claim in report.claims}, report.printed
+    pace = math.log(printed["long_loss"].value / printed["short_loss"].value) / math.log(
+        printed["long_tokens"].value / printed["short_tokens"].value
+    )
+    assert claims["D1"].upheld_if.parts[0][0] == pytest.approx(pace / 2, abs=0.01)
+    smallest = printed["layerwise_lowest"].value / printed["layerwise_expected"].value
+    assert claims["D12"].upheld_if.parts[0][0] <= smallest
