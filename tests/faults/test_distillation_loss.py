@@ -2,7 +2,7 @@
 
 import pytest
 
-SMALL = {"n_seeds": 4, "batches": 40, "teacher_steps": 5}
+SMALL = {"n_seeds": 4, "batches": 40, "teacher_steps": 60}
 FEW_ARMS = """
 ARMS = {name: ARMS[name] for name in ("published", "published, fix", "repaired", "repaired, fix", "masked")}
 held_out = {each: texts[:8] for each, texts in held_out.items()}
@@ -111,7 +111,8 @@ def test_d7_one_tokenizer_gives_one_length(restored):
 
 def test_d8_truncation_is_accurate_where_nothing_is_cut(restored):
     assert restored.verdict("D8") == "refuted"
-    assert restored.verdict("D8", change=("table['another tokenizer']", "table['the same tokenizer']")) == "upheld"
+    same = "table['the same tokenizer'][:, 0]"
+    assert restored.verdict("D8", change=("favourable, seeds", f"{same}, seeds")) == "upheld"
 
 
 def test_d8_offsets_rank_the_perfect_student_first_on_every_text(restored):
