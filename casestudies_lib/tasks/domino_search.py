@@ -10,8 +10,10 @@ import numpy as np
 UNKNOWN = np.int8(127)  # no value lies there: 42 points are all there are
 
 
-@numba.njit(cache=True)
-def points_to_go(follow, strength, worth, suit_led, size, memo, mask, leader, played, suit, best, winner, points):
+@numba.njit  # not cached on disk: loading this recursive function from numba 0.68's cache crashes the process
+def points_to_go(
+    follow, strength, worth, suit_led, size, memo, mask, leader, played, suit, best, winner, points, allowed
+):
     """Return the points to go, team 0 minus team 1, under best play of both teams.
 
     Args:
@@ -25,8 +27,9 @@ def points_to_go(follow, strength, worth, suit_led, size, memo, mask, leader, pl
         leader: who led this trick, or leads the next.
         played: how many have played to this trick.
         suit, best, winner, points: the suit led, the strength to beat, who holds it, and the counts on the table.
+        allowed: the plays to choose from now; 0 for all legal ones. Later plays are free.
     """
-    if played == 0:
+    if played == 0 and allowed == 0:
         if mask == 0:
             return 0
         if memo[mask, leader] != UNKNOWN:
@@ -36,6 +39,8 @@ def points_to_go(follow, strength, worth, suit_led, size, memo, mask, leader, pl
     legal = own & follow[suit] if played else own
     if legal == 0:
         legal = own
+    if allowed:
+        legal = legal & allowed
     team = 1 if player & 1 == 0 else -1
     value = -100 * team
     for bit in range(player * size, player * size + size):
@@ -48,13 +53,13 @@ def points_to_go(follow, strength, worth, suit_led, size, memo, mask, leader, pl
         left = mask & ~(1 << bit)
         if played < 3:
             after = points_to_go(
-                follow, strength, worth, suit_led, size, memo, left, leader, played + 1, asked, height, taker, table
+                follow, strength, worth, suit_led, size, memo, left, leader, played + 1, asked, height, taker, table, 0
             )
         else:
-            after = points_to_go(follow, strength, worth, suit_led, size, memo, left, taker, 0, 0, 0, 0, 0)
+            after = points_to_go(follow, strength, worth, suit_led, size, memo, left, taker, 0, 0, 0, 0, 0, 0)
             after += table + 1 if taker & 1 == 0 else -table - 1
         if team * after > team * value:
             value = after
-    if played == 0:
+    if played == 0 and allowed == 0:
         memo[mask, leader] = value
     return value

@@ -22,13 +22,6 @@ DOUBLES, DOUBLES_A_SUIT, NO_TRUMP = 7, 8, 9
 CALLED = 7  # the suit of trumps, or of doubles where they are a suit of their own
 MOST_TRICKS = 6  # the table of known values takes 4 ** (2 * tricks + 1) bytes
 NAMES = tuple((high, low) for high in range(PIPS) for low in range(high + 1))
-FEATURES = (
-    "high", "low", "double", "count", "trump rank", "player", "is current", "is partner", "remaining", "token type",
-    "declaration", "leader",
-)  # fmt: skip
-FEATURE_SIZES = (7, 7, 2, 3, 8, 4, 2, 2, 2, 7, 10, 4)
-TOKENS, PLAYED_TYPE, EMPTY_TYPE = 32, 5, 6
-OWN_HAND = slice(1, 1 + HAND)
 
 
 class DominoError(ValueError):
@@ -282,14 +275,12 @@ class Solver:
         """
         plays = legal(position)
         self._check(position, plays)
-        outcomes = {piece: play(position, piece) for piece in plays}
-        by_play = {piece: outcome.points + self._value(outcome.position) for piece, outcome in outcomes.items()}
-        return Values((max if position.player % 2 == 0 else min)(by_play.values()), by_play)
-
-    def _value(self, position: Position) -> int:
         mask = sum(1 << self._bits[piece] for hand in position.hands for piece in hand)
-        table = self._table_state(position)
-        return points_to_go(*self._tables, self.size, self._memo, mask, position.leader, len(position.trick), *table)
+        state = (mask, position.leader, len(position.trick), *self._table_state(position))
+        by_play = {
+            piece: points_to_go(*self._tables, self.size, self._memo, *state, 1 << self._bits[piece]) for piece in plays
+        }
+        return Values((max if position.player % 2 == 0 else min)(by_play.values()), by_play)
 
     def _check(self, position: Position, plays: Sequence[int]) -> None:
         if not plays:
