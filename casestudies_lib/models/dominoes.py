@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from casestudies_lib.models.blocks import Dropout, feed_forward, initialise, merge_heads, split_heads
 
@@ -63,19 +64,23 @@ class Sizes:
 
 
 class FeatureEmbedding(nn.Module):
-    """One small embedding a feature, side by side, projected to the width of a token."""
+    """One small embedding a feature, side by side, projected to the width of a token.
+
+    All embeddings lie in one table, a feature after the other: one look-up instead of twelve.
+    """
 
     def __init__(self, sizes: Sizes, positions: bool) -> None:
         """Declare the embeddings, the projection, and positions where they are wanted."""
         super().__init__()
-        self.features = nn.ModuleList(nn.Embedding(size, sizes.embedding) for size in sizes.features)
+        self.features = nn.Embedding(sum(sizes.features), sizes.embedding)
+        starts = torch.tensor((0, *sizes.features[:-1])).cumsum(0)
+        self.register_buffer("starts", starts, persistent=False)
         self.project = nn.Linear(len(sizes.features) * sizes.embedding, sizes.dim)
         self.positions = nn.Embedding(sizes.tokens, sizes.dim) if positions else None
 
     def forward(self, tokens: Int[Tensor, "batch tokens features"]) -> Float[Tensor, "batch tokens dim"]:
         """Return one vector a token."""
-        parts = [embed(tokens[..., place]) for place, embed in enumerate(self.features)]
-        vectors = self.project(torch.cat(parts, dim=-1))
+        vectors = self.project(self.features(tokens + self.starts).flatten(2))
         return vectors if self.positions is None else vectors + self.positions.weight
 
 
@@ -116,8 +121,11 @@ class Attention(nn.Module):
         asked: Float[Tensor, "batch keys dim"],
         present: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
-        """Return what each query collects from the keys that are present."""
-        return self.mix(self.weights(asking, asked, present), asked)
+        """Return what each query collects from the keys that are present: `mix` of `weights`, by torch's fused kernel."""
+        parts = (self.query(asking), self.key(asked), self.value(asked))
+        queries, keys, values = (split_heads(part, self.heads) for part in parts)
+        mask = None if present is None else present[:, None, None, :]
+        return self.out(merge_heads(functional.scaled_dot_product_attention(queries, keys, values, mask)))
 
 
 class AttentionBlock(nn.Module):
@@ -285,7 +293,7 @@ class DominoNet(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "batch tokens features"]) -> Answers:
         """Return the value and one Q a slot, in the unit of the targets."""
-        present = tokens[..., TYPE_FEATURE] != EMPTY_TYPE
+        present = (tokens[..., TYPE_FEATURE] == 0) | (tokens[..., 8] == 1)
         values = self.embedding(tokens)
         for layer in self.layers:
             values = layer(values, present)

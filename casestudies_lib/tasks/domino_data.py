@@ -71,7 +71,7 @@ class Settings(NamedTuple):
     seed: int
 
 
-COMMITTED = Settings(train_deals=600, valid_deals=60, train_positions=40, valid_positions=150, seed=0)
+COMMITTED = Settings(train_deals=600, valid_deals=50, train_positions=40, valid_positions=400, seed=0)
 
 
 def solved_deal(seed: int, split: str, number: int, positions: int) -> dict[str, np.ndarray]:
