@@ -121,7 +121,7 @@ class Attention(nn.Module):
         asked: Float[Tensor, "batch keys dim"],
         present: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
-        """Return what each query collects from the keys that are present: `mix` of `weights`, by torch's fused kernel."""
+        """Return what each query collects from the keys that are present: `mix` of `weights`, by a fused kernel."""
         parts = (self.query(asking), self.key(asked), self.value(asked))
         queries, keys, values = (split_heads(part, self.heads) for part in parts)
         mask = None if present is None else present[:, None, None, :]

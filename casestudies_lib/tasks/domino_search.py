@@ -4,6 +4,8 @@ It knows no rules of its own: what follows suit, what wins and what a domino is 
 is a bit here; the bits from `player * size` on, `size` of them, belong to a player, so a set of dominoes is one number.
 """
 
+from typing import no_type_check
+
 import numba
 import numpy as np
 
@@ -11,6 +13,7 @@ UNKNOWN = np.int8(127)  # no value lies there: 42 points are all there are
 
 
 @numba.njit  # not cached on disk: loading this recursive function from numba 0.68's cache crashes the process
+@no_type_check  # numba compiles the plain function, not one that checks its arguments
 def points_to_go(
     follow, strength, worth, suit_led, size, memo, mask, leader, played, suit, best, winner, points, allowed
 ):

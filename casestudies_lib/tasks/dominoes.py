@@ -246,6 +246,8 @@ class Solver:
             DominoError: a hand larger than the memory table allows, a domino twice or unknown, or a declaration that
                 is none.
         """
+        if not 0 <= declaration < len(DECLARATIONS):
+            raise DominoError(f"declaration {declaration}; allowed are 0 to {len(DECLARATIONS) - 1}")
         self.declaration, self.size = declaration, max(map(len, hands), default=0)
         held = [piece for hand in hands for piece in hand]
         if not 1 <= self.size <= MOST_TRICKS:
