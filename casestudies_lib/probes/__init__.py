@@ -3,7 +3,17 @@
 A probe changes nothing in what it is given and returns a `ProbeResult`.
 """
 
+from casestudies_lib.probes.grouped_errors import grouped_errors
 from casestudies_lib.probes.idle_parameters import idle_parameters
+from casestudies_lib.probes.interference import interference
 from casestudies_lib.probes.result import Finding, ProbeFault, ProbeInputError, ProbeResult
 
-__all__ = ["Finding", "ProbeFault", "ProbeInputError", "ProbeResult", "idle_parameters"]
+__all__ = [
+    "Finding",
+    "ProbeFault",
+    "ProbeInputError",
+    "ProbeResult",
+    "grouped_errors",
+    "idle_parameters",
+    "interference",
+]
