@@ -107,6 +107,22 @@ def bootstrap_groups(
     return np.array([statistic(np.concatenate([rows[group] for group in draw])) for draw in draws])
 
 
+def correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Pearson's r.
+
+    Raises:
+        ValueError: shapes differ, values are not finite, or a variable is constant.
+
+    Source: Pearson, Proceedings of the Royal Society 58, 1895.
+    """
+    x, y = _finite(first), _finite(second)
+    if x.shape != y.shape:
+        raise ValueError(f"{x.size} against {y.size} values; give pairs")
+    if x.min() == x.max() or y.min() == y.max():
+        raise ValueError("a constant variable has no correlation; give values that vary")
+    return float(np.corrcoef(x, y)[0, 1])
+
+
 def grouped_correlations(
     first: Sequence[float],
     second: Sequence[float],

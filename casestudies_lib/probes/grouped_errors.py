@@ -165,14 +165,15 @@ def _result(found: list[Group], outlying: list[Group], limit: float, r: float, b
     suspects = [group for group in outlying if _inconsistent(group, limit)]
     findings = [_labels_finding(group) for group in suspects]
     findings += [_cluster_finding(outlying, share, len(found))] if share >= 0.5 else []
-    findings += [_interval_finding(by_group, by_row, len(found))] if by_group[1] - by_group[0] >= WIDE else []
+    wide, usual = by_group[1] - by_group[0], by_row[1] - by_row[0]
+    findings += [_interval_finding(by_group, by_row, len(found))] if wide >= max(WIDE, 2 * usual) else []
     few = len(found) < FEWEST_GROUPS and not findings
     worst = sorted(found, key=lambda group: -group.total)
     return ProbeResult(
         probe="grouped_errors",
         ok=None if few else not findings,
-        headline=f"r = {r:.3f}; by group [{by_group[0]:.3f}, {by_group[1]:.3f}], by row [{by_row[0]:.3f}, {by_row[1]:.3f}]; "
-        f"{len(outlying)} of {len(found)} groups hold {100 * share:.0f} % of the squared error and err far more than the others.",
+        headline=f"r = {r:.3f}; 95 % interval by group {_shown(by_group)}, by row {_shown(by_row)}; "
+        f"{len(outlying)} of {len(found)} groups err far more than the others, with {100 * share:.0f} % of the error.",
         findings=tuple(findings),
         columns=COLUMNS,
         rows=tuple(_row(group, total) for group in worst),
@@ -191,6 +192,10 @@ def _result(found: list[Group], outlying: list[Group], limit: float, r: float, b
     )
 
 
+def _shown(interval: tuple[float, float]) -> str:
+    return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
 def _row(group: Group, total: float) -> tuple:
     share = group.total / total if total else 0.0
     spike = (group.spike, group.spike_share, group.squared_without)
@@ -204,7 +209,7 @@ def _labels_finding(group: Group) -> Finding:
         where=f"group {group.name}",
         measured=f"{100 * group.spike_share:.0f} % of its targets are {group.spike:.3g}; mean squared error "
         f"{group.squared:.3g} with these rows, {without}.",
-        meaning="One value in many labels carries this group's error: labels that look like a default, not a measurement.",
+        meaning="One value in many labels carries this group's error: a default rather than a measurement, it seems.",
         what_to_do="Compare these labels with their source, and the code that wrote them; then measure again.",
         chapter=CHAPTER,
     )

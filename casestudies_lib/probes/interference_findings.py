@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from casestudies_lib.probes.result import Finding
+from casestudies_lib.probes.result import Finding, percent
 
 CHAPTER = "value_head_spillover"
 ADDS_UP = 1e-3  # half precision misses the sum by about this share
