@@ -89,7 +89,7 @@ def test_losses_that_agree_are_left_alone_and_a_heavy_weight_drowns_the_other(se
     healthy = interference(module, agreeing, batch_of(7), weights={"first": 1.0, "rest": 1.0}, total="total")
     assert healthy.ok is True
     assert {finding.severity for finding in healthy.findings} == {"note"}
-    heavy = interference(module, parts, batch_of(7), weights={"first": 1000.0, "rest": 1.0})
+    heavy = interference(module, parts, batch_of(7), weights={"first": 1e6, "rest": 1.0})
     assert heavy.ok is False
     assert ("warning", "rest") in [(finding.severity, finding.where) for finding in heavy.findings]
 
