@@ -7,7 +7,7 @@ lies on the table. A hand keeps its seven tokens; what has been played is marked
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 
 from casestudies_lib.tasks.dominoes import (
     DECLARATIONS,
@@ -77,7 +77,7 @@ class Positions:
         return 1 - 2 * (self.player % 2)
 
 
-def tokens(positions: Positions) -> Int[np.ndarray, "rows 32 12"]:
+def tokens(positions: Positions) -> UInt8[np.ndarray, "rows 32 12"]:
     """Return the features of every token, in the order of FEATURES; each is a number from 0 to its size less 1."""
     rows = len(positions.hands)
     seats = (positions.player[:, None] + np.arange(PLAYERS)) % PLAYERS
@@ -92,7 +92,7 @@ def tokens(positions: Positions) -> Int[np.ndarray, "rows 32 12"]:
     return out
 
 
-def _table_tokens(positions: Positions) -> Int[np.ndarray, "rows 3 12"]:
+def _table_tokens(positions: Positions) -> UInt8[np.ndarray, "rows 3 12"]:
     seat = (positions.leader[:, None] + np.arange(PLAYERS - 1) - positions.player[:, None]) % PLAYERS
     there = positions.trick != NOBODY
     kind = np.where(there, TABLE, EMPTY)
@@ -102,7 +102,7 @@ def _table_tokens(positions: Positions) -> Int[np.ndarray, "rows 3 12"]:
     return features
 
 
-def _features(pieces, declaration, seat, held, kind) -> Int[np.ndarray, "rows some 12"]:
+def _features(pieces, declaration, seat, held, kind) -> UInt8[np.ndarray, "rows some 12"]:
     high, low, double, counts, trump = _domino_tables()
     nothing = np.zeros_like(pieces)
     columns = [high[pieces], low[pieces], double[pieces], counts[pieces], trump[declaration[:, None], pieces]]

