@@ -2,7 +2,7 @@
 
 import pytest
 
-SMALL = {"n_seeds": 4, "steps": 140, "draws": 4}
+SMALL = {"n_seeds": 4, "steps": 160, "draws": 4}
 POSITIONS = "if arm not in ('with positions', 'with positions, shuffled')"
 
 
