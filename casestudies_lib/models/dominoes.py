@@ -7,7 +7,7 @@ in chapter `value_head_spillover`.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from casestudies_lib.models.blocks import Dropout, feed_forward, initialise, merge_heads, split_heads
 
-Trunk = Literal["transformer", "deep sets", "set transformer", "recurrent", "mixer"]
-EMPTY_TYPE, TYPE_FEATURE = 6, 9  # a token of this type holds nothing, and nobody reads it
+REMAINING, TYPE = 8, 9  # the features that say whether a token still holds something, and what it is
 
 
 class Answers(NamedTuple):
@@ -55,8 +54,8 @@ class Sizes:
         for name in ("tokens", "slots", "embedding", "dim", "heads", "layers", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if len(self.features) <= TYPE_FEATURE or min(self.features) < 1:
-            raise ValueError(f"features are {self.features}; at least {TYPE_FEATURE + 1} sizes of 1 or more are needed")
+        if len(self.features) <= TYPE or min(self.features) < 1:
+            raise ValueError(f"features are {self.features}; at least {TYPE + 1} sizes of 1 or more are needed")
         if self.slots >= self.tokens:
             raise ValueError(f"{self.slots} slots and a context token do not fit into {self.tokens} tokens")
         if self.dim % self.heads:
@@ -266,7 +265,7 @@ class DominoNet(nn.Module):
         sizes: Sizes,
         generator: torch.Generator,
         *,
-        trunk: Trunk = "transformer",
+        trunk: str = "transformer",
         positions: bool = False,
         stop_gradient: bool = False,
     ) -> None:
@@ -275,7 +274,7 @@ class DominoNet(nn.Module):
         Args:
             sizes: the shape.
             generator: the source of weights and dropout masks.
-            trunk: what connects the tokens.
+            trunk: what connects the tokens, one of LAYERS.
             positions: whether a token knows its place; the published network's does not.
             stop_gradient: whether the value head reads the trunk without teaching it.
 
@@ -293,13 +292,18 @@ class DominoNet(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "batch tokens features"]) -> Answers:
         """Return the value and one Q a slot, in the unit of the targets."""
-        present = (tokens[..., TYPE_FEATURE] == 0) | (tokens[..., 8] == 1)
+        present = present_tokens(tokens)
         values = self.embedding(tokens)
         for layer in self.layers:
             values = layer(values, present)
         context, hand = values[:, 0], values[:, 1 : 1 + self.slots]
         value = self.value_head(context.detach() if self.stop_gradient else context)
         return Answers(self.q_head(hand).squeeze(-1), value.squeeze(-1))
+
+
+def present_tokens(tokens: Int[Tensor, "batch tokens features"]) -> Bool[Tensor, "batch tokens"]:
+    """Return which tokens others read: the context, dominoes still in hands, and those on the table."""
+    return (tokens[..., TYPE] == 0) | (tokens[..., REMAINING] == 1)
 
 
 class Recorded(NamedTuple):

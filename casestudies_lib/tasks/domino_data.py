@@ -95,7 +95,7 @@ def _stop(start: Position, generator: np.random.Generator) -> Position:
     return next(islice(random_game(start, generator), skipped, None))
 
 
-def _solved_row(start: Position, position: Position) -> dict[str, np.ndarray | int]:
+def _solved_row(start: Position, position: Position) -> dict[str, np.ndarray | np.integer]:
     values = solve(position)
     own = start.hands[position.player]
     table = (*position.trick, *[NOBODY] * (PLAYERS - 1 - len(position.trick)))
