@@ -239,7 +239,7 @@ def _by_position(output: Tensor, gradient: Tensor | None, axis: int) -> Tensor:
     if gradient is None:
         return output.new_zeros(output.shape[axis], dtype=torch.float64)
     others = [place for place in range(gradient.dim()) if place != axis]
-    return gradient.detach().double().square().sum(others)
+    return torch.linalg.vector_norm(gradient.detach(), dim=others, dtype=torch.float64).square()
 
 
 def _groups(trainable: Mapping[str, Tensor], layers: list[str]) -> dict[str, list[str]]:
