@@ -61,10 +61,10 @@ def opposed(module, batch):
 
 
 def settled(seed):
-    """A model that has taken a few steps, so that both heads have a common direction."""
+    """A model that has taken a few steps: both heads still have far to go, and the same way."""
     module = seeded(seed, TwoHeads)
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-2)
-    for step in range(40):
+    for step in range(8):
         optimiser.zero_grad()
         agreeing(module, batch_of(100 * seed + step))["total"].backward()
         optimiser.step()
