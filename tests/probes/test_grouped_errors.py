@@ -55,6 +55,25 @@ def test_zeros_that_are_right_accuse_nobody():
     assert grouped_errors(np.where(zero, 0.0, predicted), np.where(zero, 0.0, target), names).ok is True
 
 
+def test_zeros_that_are_right_are_not_blamed_for_a_group_that_the_model_cannot_learn():
+    predicted, target, names = readings(0)
+    generator = np.random.default_rng(1)
+    target = np.where((names == 4) & (generator.random(names.size) < 0.3), 0.0, target)
+    predicted = np.where(names == 4, generator.normal(0, 14, names.size), target + (predicted - target) * (target != 0))
+    result = grouped_errors(predicted, target, names)
+    assert result.measures["outlying_groups"] == [4]
+    assert result.measures["inconsistent_groups"] == []
+
+
+def test_one_wild_row_is_no_label_that_many_rows_share():
+    predicted, target, names = readings(0)
+    lowest = np.flatnonzero(names == 4)[target[names == 4].argmin()]
+    predicted[lowest] += 200
+    result = grouped_errors(predicted, target, names)
+    assert result.measures["outlying_groups"] == [4]
+    assert result.measures["inconsistent_groups"] == []
+
+
 def test_the_table_holds_what_two_groups_add_up_to_by_hand():
     result = grouped_errors([1, 2, 3, 1, 2, 3], [1, 2, 3, 2, 3, 4], list("aaabbb"))
     table = result.table().set_index("group")

@@ -181,6 +181,14 @@ def test_pips_that_keep_their_order_and_touch_no_count_may_be_renamed(seed, gap,
     assert after.by_play == {renamed(piece): value for piece, value in before.by_play.items()}
 
 
+def test_a_play_is_worth_its_points_and_what_a_fresh_solver_says_of_the_rest():
+    for seed in range(60):
+        position = endgame(seed, 4, seed % 4)
+        for piece, value in solve(position).by_play.items():
+            after, points = play(position, piece)
+            assert value == points + solve(after).value
+
+
 def test_one_solver_values_every_position_of_its_game_as_a_fresh_one_does():
     start = endgame(7, 4)
     solver = Solver(start.hands, start.declaration)
