@@ -181,6 +181,12 @@ def test_pips_that_keep_their_order_and_touch_no_count_may_be_renamed(seed, gap,
     assert after.by_play == {renamed(piece): value for piece, value in before.by_play.items()}
 
 
+@pytest.mark.parametrize(("seed", "played"), [(7, 0), (91, 0), (106, 0), (106, 1), (106, 2)])
+def test_positions_that_differ_only_in_who_leads_are_kept_apart(seed, played):
+    position = endgame(seed, 3, played)
+    assert solve(position) == brute_force(position)
+
+
 def test_a_play_is_worth_its_points_and_what_a_fresh_solver_says_of_the_rest():
     for seed in range(60):
         position = endgame(seed, 4, seed % 4)
