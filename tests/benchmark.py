@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 from benchmark_probes import probe_rows
 from rich.console import Console
@@ -76,6 +77,60 @@ def figures(scratch: Path) -> list[tuple[str, str, str]]:
     return rows + [(f"chapter {slug}, one thread", f"{value:.0f} s", "≤ 120 s") for slug, value in seconds.items()]
 
 
+def dominoes() -> list[tuple[str, str, str]]:
+    """Return how fast endgames are solved, next to brute force, and what the interference probe costs."""
+    from casestudies_lib.tasks.dominoes import brute_force, solve
+
+    four, three = ([endgame(seed, tricks) for seed in range(40)] for tricks in (4, 3))
+    solve(four[0])  # compiles
+    each = seconds(lambda: [solve(position) for position in four]) / len(four)
+    fast, slow = (seconds(lambda find=find: [find(p) for p in three]) for find in (solve, brute_force))
+    return [
+        ("four-trick endgames solved a second", f"{1 / each:.0f}", "≥ 50"),
+        ("brute force ÷ solver, three tricks", f"{slow / fast:.0f}", "≥ 100"),
+        ("interference ÷ forward-backward, two losses and their total", f"{interference_cost():.2f}", "≤ 3"),
+    ]
+
+
+def endgame(seed: int, tricks: int):
+    from casestudies_lib.tasks.dominoes import deal, random_game
+
+    generator = np.random.default_rng(seed)
+    return next(p for p in random_game(deal(generator, seed % 10), generator) if p.tricks == tricks)
+
+
+def interference_cost() -> float:
+    import torch
+
+    from casestudies_lib.probes import interference
+
+    layer = torch.nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+    batch = torch.randn(32, 64, 64)
+
+    def losses(module, batch):
+        out = module(batch)
+        first, rest = out[:, 0].square().mean(), (out[:, 1:] - 1).square().mean()
+        return {"first": first, "rest": rest, "total": first + rest}
+
+    def plain():
+        losses(model, batch)["total"].backward()
+        model.zero_grad()
+
+    plain()
+    return seconds(lambda: interference(model, losses, batch, total="total")) / seconds(plain)
+
+
+def seconds(work, turns: int = 5) -> float:
+    """Return the shortest of a few turns."""
+    taken = []
+    for _ in range(turns):
+        begin = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begin)
+    return min(taken)
+
+
 def set_up(scratch: Path) -> tuple[str, str, str]:
     """Return the seconds for a fresh virtual environment with everything in it."""
     seconds = measured([sys.executable, "-m", "venv", str(scratch / "venv")])[0]
@@ -86,7 +141,7 @@ def set_up(scratch: Path) -> tuple[str, str, str]:
 def main() -> None:
     table = Table("measured", "here", "to reach", title="Benchmarks")
     with tempfile.TemporaryDirectory() as folder:
-        rows = probe_rows() + figures(Path(folder))
+        rows = probe_rows() + dominoes() + figures(Path(folder))
         rows += [set_up(Path(folder))] if "--set-up" in sys.argv else []
     for row in rows:
         table.add_row(*row)

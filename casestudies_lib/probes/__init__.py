@@ -4,7 +4,9 @@ A probe changes nothing in what it is given and returns a `ProbeResult`.
 """
 
 from casestudies_lib.probes.alignment import alignment
+from casestudies_lib.probes.grouped_errors import grouped_errors
 from casestudies_lib.probes.idle_parameters import idle_parameters
+from casestudies_lib.probes.interference import interference
 from casestudies_lib.probes.reduction_scaling import reduction_scaling
 from casestudies_lib.probes.result import Finding, ProbeFault, ProbeInputError, ProbeResult
 from casestudies_lib.probes.stepping import stepping
@@ -15,7 +17,9 @@ __all__ = [
     "ProbeInputError",
     "ProbeResult",
     "alignment",
+    "grouped_errors",
     "idle_parameters",
+    "interference",
     "reduction_scaling",
     "stepping",
 ]

@@ -4,10 +4,18 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casestudies_lib.stats import area_under_curve, bootstrap_groups, mean_interval, paired_differences
+from casestudies_lib.stats import (
+    area_under_curve,
+    bootstrap_groups,
+    correlation,
+    grouped_correlations,
+    mean_interval,
+    paired_differences,
+)
 
 # Two-sided 95 % and 90 % points of Student's t by degrees of freedom, from a printed table.
 T_95 = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262, 30: 2.042}
@@ -227,3 +235,43 @@ def test_the_bootstrap_is_reproduced_by_its_generator_alone():
 def test_the_bootstrap_needs_two_groups(groups):
     with pytest.raises(ValueError, match=r"needs two groups or more; these rows hold [01]"):
         bootstrap_groups(groups, len, 10, np.random.default_rng(0))
+
+
+def test_correlation_is_the_one_that_scipy_gives():
+    first, second = np.random.default_rng(0).normal(size=(2, 50))
+    assert correlation(first, second) == pytest.approx(scipy.stats.pearsonr(first, second)[0])
+
+
+def test_correlations_of_resampled_groups_are_those_of_the_resampled_rows():
+    draw = np.random.default_rng(1)
+    groups = np.repeat(np.arange(6), 30)
+    first = draw.normal(size=6)[groups] + draw.normal(size=180) + 1e3
+    second = first + draw.normal(size=180)
+    fast = grouped_correlations(first, second, groups, 50, np.random.default_rng(2))
+    slow = bootstrap_groups(
+        groups, lambda rows: np.corrcoef(first[rows], second[rows])[0, 1], 50, np.random.default_rng(2)
+    )
+    assert fast == pytest.approx(slow)
+
+
+def test_draws_in_which_nothing_varies_are_left_out():
+    draws = grouped_correlations([1, 1, 2, 3], [1, 1, 2, 4], [0, 0, 1, 1], 200, np.random.default_rng(0))
+    assert np.isfinite(draws).all()
+    assert len(draws) < 200
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "groups", "complaint"),
+    [
+        ([1, 2, 3], [1, 2], [0, 1, 1], "give one of each a row"),
+        ([1, 2, 3], [1, 2, 3], [0, 0, 0], "two groups or more"),
+        ([1, 1, 1], [1, 2, 3], [0, 1, 1], "constant"),
+        ([1, 2, np.nan], [1, 2, 3], [0, 1, 1], "not finite"),
+    ],
+)
+def test_groups_that_have_no_correlation_are_refused(first, second, groups, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        grouped_correlations(first, second, groups, 10, np.random.default_rng(0))
+    if groups != [0, 0, 0]:
+        with pytest.raises(ValueError, match=r"constant|pairs|not finite"):
+            correlation(first, second)
