@@ -222,7 +222,7 @@ def _complaints(done: subprocess.CompletedProcess[str], stage: Path) -> str:
     """Return Sphinx's warnings and errors with file names as in the repository, or the end of what it said."""
     plain = _ANSI.sub("", done.stderr + done.stdout).replace(f"{stage}{os.sep}", "")
     lines = plain.splitlines()
-    wanted = [line for line in lines if re.search(r"WARNING|ERROR|SEVERE|CRITICAL", line)]
+    wanted = [line for line in lines if re.search(r"WARNING|ERROR|SEVERE|CRITICAL|threw an exception", line)]
     return "\n".join(wanted or lines[-15:])
 
 

@@ -123,6 +123,11 @@ def test_contents_that_are_no_yaml_are_refused(casebook, old_site):
     assert "_toc.yml is not valid YAML" in refused(casebook, old_site)
 
 
+def test_a_bibliography_that_cannot_be_read_is_refused_with_its_line(casebook, old_site):
+    (casebook.root / "book" / "references.bib").write_text("@misc{first,\n  title = {One},\n\n@misc{second,\n}\n")
+    assert "syntax error in line 4" in refused(casebook, old_site)
+
+
 def test_a_build_that_does_not_end_is_given_up(casebook, old_site, monkeypatch):
     monkeypatch.setattr(publishing, "TIME_LIMIT", 0.05)
     assert "longer than 0.05 s" in refused(casebook, old_site)
