@@ -134,7 +134,8 @@ def grouped_correlations(
 
     Args:
         first, second: the two variables, one number a row.
-        groups: the group (a student, a deal) of each row.
+        groups: the group (a student, a deal) of each row. A group may have one member; where all do, this resamples
+            rows, which says too little about rows that are not independent.
         resamples: how many draws of as many groups as there are, with replacement.
         generator: the source of the draws.
 

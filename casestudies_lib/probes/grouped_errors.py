@@ -17,6 +17,7 @@ COLUMNS = (
 )  # fmt: skip
 FEWEST_GROUPS = 5
 SPIKE = 0.1  # a single target value that this share of a group's rows has in common
+NOT_DEFINED = "not defined"  # a word, because pandas turns None among numbers into NaN
 WIDE = 0.1  # width of an interval of r that leaves the number unknown
 
 
@@ -67,7 +68,8 @@ def grouped_errors(
     Returns:
         A result whose `ok` is False if such groups hold half of the squared error, a group's labels look inconsistent,
         or r is not known to a tenth; None with fewer than five groups and nothing found. `measures` holds r, both
-        intervals, and the shares.
+        intervals, and the shares. In the table, "not defined" stands where a group has no r (its targets or
+        predictions are all equal) or no row without its commonest target.
 
     Raises:
         ProbeInputError: names what came: lengths differ, values not finite, constant targets or predictions, fewer
@@ -77,13 +79,19 @@ def grouped_errors(
     """
     x, y, names, place = _checked(predicted, target, groups)
     _check_numbers(times_median, resamples)
+    r = _correlation(x, y)
+    if r is None:
+        raise ProbeInputError(
+            f"r is not defined: the squares of targets from {y.min():.3g} to {y.max():.3g} and predictions from "
+            f"{x.min():.3g} to {x.max():.3g} exceed what a number holds; scale both"
+        )
     found = [_group(name, x[place == number], y[place == number]) for number, name in enumerate(names)]
     limit = times_median * max(float(np.median([group.squared for group in found])), np.finfo(float).tiny)
     outlying = [group for group in found if group.squared >= limit]
     generator = np.random.default_rng(seed)
     by_group = _interval(grouped_correlations(x, y, place, resamples, generator))
     by_row = _interval(grouped_correlations(x, y, _blocks(len(x), generator), resamples, generator))
-    return _result(found, outlying, limit, float(np.corrcoef(x, y)[0, 1]), by_group, by_row)
+    return _result(found, outlying, limit, r, by_group, by_row)
 
 
 def _checked(predicted, target, groups) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -101,9 +109,10 @@ def _checked(predicted, target, groups) -> tuple[np.ndarray, np.ndarray, np.ndar
         raise ProbeInputError(f"all rows belong to group {names[0]!s}; errors can cluster only in two groups or more")
     if (sizes == 1).any():
         lonely = names[sizes == 1]
+        which = f"{lonely.size} groups have one member each (the first is {lonely[0]!s})"
         raise ProbeInputError(
-            f"{lonely.size} groups have one member (the first is {lonely[0]!s}); a group's errors need two or more: "
-            "merge small groups or leave them out"
+            f"{which if lonely.size > 1 else f'group {lonely[0]!s} has one member'}; a group's errors need two or "
+            "more: merge small groups or leave them out"
         )
     return x, y, names, place
 
@@ -138,11 +147,18 @@ def _group(name: Any, x: np.ndarray, y: np.ndarray) -> Group:
         name=name.item() if hasattr(name, "item") else name,
         rows=len(y),
         squared=float(errors.mean()),
-        correlation=float(np.corrcoef(x, y)[0, 1]) if varies else None,
+        correlation=_correlation(x, y) if varies else None,
         spike=float(spike),
         spike_share=float(counts.max() / len(y)),
         squared_without=float(errors[others].mean()) if others.any() else None,
     )
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Return r, or None where the squares of so small or large numbers leave it without a value."""
+    with np.errstate(all="ignore"):
+        r = float(np.corrcoef(x, y)[0, 1])
+    return r if math.isfinite(r) else None
 
 
 def _blocks(rows: int, generator: np.random.Generator) -> np.ndarray:
@@ -198,8 +214,8 @@ def _shown(interval: tuple[float, float]) -> str:
 
 def _row(group: Group, total: float) -> tuple:
     share = group.total / total if total else 0.0
-    spike = (group.spike, group.spike_share, group.squared_without)
-    return (group.name, group.rows, group.squared, share, group.correlation, *spike)
+    r, without = (NOT_DEFINED if value is None else value for value in (group.correlation, group.squared_without))
+    return (group.name, group.rows, group.squared, share, r, group.spike, group.spike_share, without)
 
 
 def _labels_finding(group: Group) -> Finding:

@@ -16,12 +16,20 @@ from casestudies_lib.probes.interference_findings import (
     broken_finding,
     conflict_finding,
     drowned_finding,
+    last_axis_note_finding,
     structural_note_finding,
     sum_finding,
 )
-from casestudies_lib.probes.result import Bar, ProbeInputError, ProbeResult
+from casestudies_lib.probes.result import Bar, Finding, ProbeInputError, ProbeResult
 
 COLUMNS = ("part", "where", "losses", "norm", "norm of the second", "cosine", "positions reached")
+FEATURES_LAST = (
+    nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.MultiheadAttention,
+)  # fmt: skip
+POSITIONS_LAST = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
+)
 Losses = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 
 
@@ -65,7 +73,9 @@ def interference(
         total: the name among the returned losses of the one that you train on; it is compared with the weighted sum of
             the others. None leaves the sum unchecked.
         layers: names of the submodules to look at; None takes direct children and the entries of containers.
-        position_axis: the axis of a layer's output that counts positions, 1 for (batch, tokens, features).
+        position_axis: the axis of a layer's output that counts positions, 1 for (batch, tokens, features). The last
+            axis counts positions in (batch, channels, length) alone: it is refused for layers that hold linear layers,
+            norms, attention and the like but no convolution, and earns a note where nothing tells.
         conflict: a cosine at or below this, on the parameters that two losses share, is a fault.
         drowned: a warning if one loss's norm on shared parameters is below this share of the other's.
 
@@ -74,7 +84,8 @@ def interference(
         parts do not add up to the total. `measures["positions"]` holds, by layer and loss, one norm a position.
 
     Raises:
-        ProbeInputError: names the argument, what came and what to give; also if no two losses share a parameter.
+        ProbeInputError: names the argument, what came and what to give; also if no two losses share a parameter, or
+            a loss's gradient is zero everywhere and leaves no pair to compare.
 
     Source: the chapter value_head_spillover; the cosine as a sign of conflict: Yu et al., "Gradient Surgery for
         Multi-Task Learning", NeurIPS 2020.
@@ -89,14 +100,14 @@ def interference(
     if not trainable:
         raise ProbeInputError("every parameter of the module has requires_grad=False; call requires_grad_() first")
     with left_as_found(module):
-        taken, factors = _gradients(
+        taken, factors, unsure = _gradients(
             module, losses, batch, watched, trainable, weights, total, position_axis, layers is not None
         )
     parts = {name: taken[name] for name in factors}
     groups = _groups(trainable, list(watched))
     pairs = _pairs(parts, factors, groups)
     residual = None if total is None else _residual(parts, factors, taken[total])
-    return _result(parts, factors, pairs, residual, (conflict, drowned))
+    return _result(parts, factors, pairs, residual, (conflict, drowned), unsure)
 
 
 def _watched(module: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Module]:
@@ -137,7 +148,7 @@ def _gradients(
     total: str | None,
     axis: int,
     chosen: bool,
-) -> tuple[dict[str, Gradients], dict[str, float]]:
+) -> tuple[dict[str, Gradients], dict[str, float], list[Finding]]:
     outputs: dict[str, list[Tensor]] = {name: [] for name in watched}
     with torch.enable_grad():
         handles = [part.register_forward_hook(_keeper(outputs[name])) for name, part in watched.items()]
@@ -149,10 +160,11 @@ def _gradients(
         terms = _checked_terms(returned, total)
         factors = _factors(terms, weights, total)
         recorded = _with_positions(outputs, axis, chosen)
+        unsure = _last_axis(module, watched, recorded, axis)
         taken = {}
         for place, (name, term) in enumerate(terms.items()):
             taken[name] = _backward(term, trainable, recorded, axis, place < len(terms) - 1)
-    return taken, factors
+    return taken, factors, unsure
 
 
 def _keeper(kept: list[Tensor]) -> Callable[..., None]:
@@ -220,6 +232,27 @@ def _with_positions(outputs: Mapping[str, list[Tensor]], axis: int, chosen: bool
     return {name: same for name, kept in found.items() if (same := [o for o in kept if o.shape[axis] == usual])}
 
 
+def _last_axis(
+    module: nn.Module, watched: Mapping[str, nn.Module], recorded: Mapping[str, list[Tensor]], axis: int
+) -> list[Finding]:
+    """Refuse features taken for positions; return a note for layers of which nothing tells what comes last."""
+    shapes = {name: tuple(out.shape) for name, kept in recorded.items() for out in kept if out.dim() == axis + 1}
+    convolves = {name: _holds(watched[name], POSITIONS_LAST) for name in shapes}
+    for name, shape in shapes.items():
+        if _holds(watched[name], FEATURES_LAST) and not convolves[name]:
+            raise ProbeInputError(
+                f"position_axis is {axis}, the last axis of the outputs of layer {name!r}, of shape {shape}; this "
+                f"layer, {kind_of(watched[name])}, keeps features there. Allowed are 1 to {axis - 1}, such as 1 for "
+                "(batch, tokens, features), or layers=[…] with convolutions, whose last axis counts positions"
+            )
+    unsure = [] if _holds(module, POSITIONS_LAST) else list(shapes)
+    return [last_axis_note_finding(unsure, axis, shapes[unsure[0]])] if unsure else []
+
+
+def _holds(part: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    return any(isinstance(inner, kinds) for inner in part.modules())
+
+
 def _backward(
     term: Tensor, trainable: Mapping[str, Tensor], recorded: Mapping[str, list[Tensor]], axis: int, keep: bool
 ) -> Gradients:
@@ -261,11 +294,23 @@ def _pairs(parts: Mapping[str, Gradients], factors: Mapping[str, float], groups:
             if both:
                 found.append(_pair(group, (first, second), both, (factors[first], factors[second])))
     if not found:
+        _check_some_gradient(parts)
         raise ProbeInputError(
             f"losses {' and '.join(map(repr, parts))} share no parameters that both teach, so they cannot interfere; "
             "if they should share some, look for detach() or no_grad() between a loss and the shared layers"
         )
     return found
+
+
+def _check_some_gradient(parts: Mapping[str, Gradients]) -> None:
+    for name, part in parts.items():
+        reached = [gradient for gradient in part.parameters.values() if gradient is not None]
+        if reached and not any(gradient.any() for gradient in reached):
+            raise ProbeInputError(
+                f"loss {name!r}: its gradient is zero everywhere, on each of the {len(reached)} parameters that it "
+                "reaches, so it teaches nothing and cannot be compared; look for a factor of 0, a mask that leaves "
+                "no row, or a clamp or ReLU that cuts everything, or give a batch on which it is not zero"
+            )
 
 
 def _pair(group: str, names: tuple[str, str], both: list[tuple[Tensor, Tensor]], factors: tuple[float, float]) -> Pair:
@@ -294,7 +339,9 @@ def _residual(parts: Mapping[str, Gradients], factors: Mapping[str, float], whol
     return math.sqrt(missed / max(summed, reached)) if max(summed, reached) else 0.0
 
 
-def _result(parts, factors, pairs: list[Pair], residual: float | None, limits: tuple[float, float]) -> ProbeResult:
+def _result(
+    parts, factors, pairs: list[Pair], residual: float | None, limits: tuple[float, float], unsure: list[Finding]
+) -> ProbeResult:
     broken = [pair for pair in pairs if not math.isfinite(pair.cosine) or not math.isfinite(sum(pair.norms))]
     sound = [pair for pair in pairs if pair not in broken]
     whole = [pair for pair in sound if pair.group == "all shared parameters"]
@@ -302,7 +349,7 @@ def _result(parts, factors, pairs: list[Pair], residual: float | None, limits: t
     found = [broken_finding(pair) for pair in broken[:1]] + sum_finding(residual)
     found += [conflict_finding(pair) for pair in whole if pair.cosine <= limits[0]]
     found += [drowned_finding(pair) for pair in whole if pair.ratio < limits[1]]
-    found += [structural_note_finding(*entry) for entry in structural]
+    found += [*unsure, *(structural_note_finding(*entry) for entry in structural)]
     worst = "; ".join(f"{pair.losses}: cosine {pair.cosine:+.2f}" for pair in whole)
     ok = not any(finding.severity != "note" for finding in found)
     positions = {

@@ -41,6 +41,19 @@ def structural_note_finding(layer: str, name: str, zeros: list[int], source: str
     )
 
 
+def last_axis_note_finding(layers: list[str], axis: int, shape: tuple[int, ...]) -> Finding:
+    """Return the caveat for positions counted along the last axis, where nothing tells whether that holds features."""
+    return Finding(
+        severity="note",
+        where=", ".join(layer or "the module itself" for layer in layers),
+        measured=f"position_axis {axis} is the last axis of these outputs; one has shape {shape}.",
+        meaning="That counts positions in (batch, channels, length). In (batch, tokens, features) it counts features, "
+        "and every number by position here is one by feature.",
+        what_to_do="If the last axis holds features, give the axis of the tokens, such as position_axis=1.",
+        chapter=CHAPTER,
+    )
+
+
 def _ranges(numbers: list[int]) -> str:
     """Return whole numbers in ascending order as ranges: 1–7, 9."""
     starts = [n for n in numbers if n - 1 not in numbers]

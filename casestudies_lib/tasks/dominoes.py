@@ -40,15 +40,46 @@ def domino(high: int, low: int) -> int:
     return high * (high + 1) // 2 + low
 
 
+def _within(value: object, choices: int) -> bool:
+    """Return whether a value is a whole number from 0 on, below `choices`; True and False are none."""
+    whole = type(value) is int or isinstance(value, np.integer)  # brute force asks often, so the usual type comes first
+    return whole and 0 <= value < choices
+
+
+def _check_declaration(declaration: object) -> None:
+    if not _within(declaration, len(DECLARATIONS)):
+        raise DominoError(f"declaration {declaration}; allowed are 0 to {len(DECLARATIONS) - 1}, whole numbers")
+
+
+def _check_leader(leader: object) -> None:
+    if not _within(leader, PLAYERS):
+        raise DominoError(f"leader {leader}; players are 0 to {PLAYERS - 1}, whole numbers")
+
+
+def _pips(piece: int) -> tuple[int, int]:
+    if not _within(piece, len(NAMES)):
+        raise DominoError(f"domino number {piece}; allowed are 0 (0-0) to {len(NAMES) - 1} (6-6), whole numbers")
+    return NAMES[piece]
+
+
 def count(piece: int) -> int:
-    """Return the points that a domino adds to its trick: 10 for 5-5 and 6-4, 5 for 5-0, 4-1 and 3-2, else 0."""
-    total = sum(NAMES[piece])
+    """Return the points that a domino adds to its trick: 10 for 5-5 and 6-4, 5 for 5-0, 4-1 and 3-2, else 0.
+
+    Raises:
+        DominoError: no domino has this number.
+    """
+    total = sum(_pips(piece))
     return total if total in (5, 10) else 0
 
 
 def is_called(piece: int, declaration: int) -> bool:
-    """Return whether a domino belongs to the called suit: trumps, or doubles as a suit of their own."""
-    high, low = NAMES[piece]
+    """Return whether a domino belongs to the called suit: trumps, or doubles as a suit of their own.
+
+    Raises:
+        DominoError: no such declaration or domino; so too in `led_suit`, `follows` and `strength`, which ask here.
+    """
+    _check_declaration(declaration)
+    high, low = _pips(piece)
     return declaration in (high, low) if declaration < PIPS else declaration != NO_TRUMP and high == low
 
 
@@ -69,8 +100,11 @@ def strength(piece: int, suit: int, declaration: int) -> int:
 
     Trumps beat the suit led. Within a suit the double is highest, then the pip sum; among doubles as trumps or as a
     suit, the pips decide.
+
+    Raises:
+        DominoError: no such declaration or domino.
     """
-    high, low = NAMES[piece]
+    high, low = _pips(piece)
     within = 1 + high + low + 14 * (high == low and declaration not in (DOUBLES, DOUBLES_A_SUIT))
     if is_called(piece, declaration) and declaration != DOUBLES_A_SUIT:
         return 100 + within
@@ -94,12 +128,11 @@ class Position:
         """Refuse positions that no game reaches.
 
         Raises:
-            DominoError: declaration or leader out of range, a domino twice or unknown, or hand sizes that do not match.
+            DominoError: declaration or leader out of range or not whole, a domino twice or unknown, or hand sizes that
+                do not match.
         """
-        if not 0 <= self.declaration < len(DECLARATIONS):
-            raise DominoError(f"declaration {self.declaration}; allowed are 0 to {len(DECLARATIONS) - 1}")
-        if not 0 <= self.leader < PLAYERS:
-            raise DominoError(f"leader {self.leader}; players are 0 to {PLAYERS - 1}")
+        _check_declaration(self.declaration)
+        _check_leader(self.leader)
         _check_hands(self.hands, self.trick, self.leader)
 
     @property
@@ -117,8 +150,8 @@ def _check_hands(hands: Sequence[Sequence[int]], trick: Sequence[int], leader: i
     if len(hands) != PLAYERS or len(trick) >= PLAYERS:
         raise DominoError(f"{len(hands)} hands and {len(trick)} dominoes on the table; allowed are 4, and 0 to 3")
     seen = [piece for hand in hands for piece in hand] + list(trick)
-    if strange := [piece for piece in seen if not 0 <= piece < len(NAMES)]:
-        raise DominoError(f"domino number {strange[0]}; allowed are 0 (0-0) to {len(NAMES) - 1} (6-6)")
+    for piece in seen:
+        _pips(piece)
     if doubled := sorted({piece for piece in seen if seen.count(piece) > 1}):
         raise DominoError(f"domino {shown(doubled[0])} stands twice; each of the 28 is there once")
     sizes = [len(hand) for hand in hands]
@@ -132,12 +165,21 @@ def _check_hands(hands: Sequence[Sequence[int]], trick: Sequence[int], leader: i
 
 
 def shown(piece: int) -> str:
-    """Return a domino as players write it, the high pip first."""
-    return "{}-{}".format(*NAMES[piece])
+    """Return a domino as players write it, the high pip first.
+
+    Raises:
+        DominoError: no domino has this number.
+    """
+    return "{}-{}".format(*_pips(piece))
 
 
 def deal(generator: np.random.Generator, declaration: int, leader: int = 0) -> Position:
-    """Return the start of a game: seven dominoes each, in ascending order, as the published data hold them."""
+    """Return the start of a game: seven dominoes each, in ascending order, as the published data hold them.
+
+    Raises:
+        DominoError: declaration or leader out of range, or not a whole number.
+    """
+    _check_declaration(declaration)
     order = generator.permutation(len(NAMES)).reshape(PLAYERS, HAND)
     return Position(declaration, leader, tuple(tuple(sorted(hand.tolist())) for hand in order))
 
@@ -155,8 +197,9 @@ def trick_winner(trick: Sequence[int], leader: int, declaration: int) -> int:
     """Return who wins a trick of four dominoes, the leader's first.
 
     Raises:
-        DominoError: not four dominoes.
+        DominoError: not four dominoes, or no such declaration, leader or domino.
     """
+    _check_leader(leader)
     if len(trick) != PLAYERS:
         raise DominoError(f"a trick of {len(trick)} dominoes has no winner yet; {PLAYERS} are needed")
     suit = led_suit(trick[0], declaration)
@@ -246,8 +289,7 @@ class Solver:
             DominoError: a hand larger than the memory table allows, a domino twice or unknown, or a declaration that
                 is none.
         """
-        if not 0 <= declaration < len(DECLARATIONS):
-            raise DominoError(f"declaration {declaration}; allowed are 0 to {len(DECLARATIONS) - 1}")
+        _check_declaration(declaration)
         self.declaration, self.size = declaration, max(map(len, hands), default=0)
         held = [piece for hand in hands for piece in hand]
         if not 1 <= self.size <= MOST_TRICKS:
@@ -276,7 +318,8 @@ class Solver:
             DominoError: nothing is left to play, another declaration, or dominoes that the solver's hands do not hold.
         """
         plays = legal(position)
-        self._check(position, plays)
+        _check_unfinished(position)
+        self._check(position)
         mask = sum(1 << self._bits[piece] for hand in position.hands for piece in hand)
         state = (mask, position.leader, len(position.trick), *self._table_state(position))
         by_play = {
@@ -284,9 +327,7 @@ class Solver:
         }
         return Values((max if position.player % 2 == 0 else min)(by_play.values()), by_play)
 
-    def _check(self, position: Position, plays: Sequence[int]) -> None:
-        if not plays:
-            raise DominoError("every hand is empty; a finished game has no play to value")
+    def _check(self, position: Position) -> None:
         if position.declaration != self.declaration:
             raise DominoError(f"declaration {position.declaration}; this solver was made for {self.declaration}")
         seats = [(piece, player) for player, hand in enumerate(position.hands) for piece in hand]
@@ -305,13 +346,31 @@ class Solver:
         return suit, best, winner, sum(map(count, position.trick))
 
 
+def _check_unfinished(position: Position) -> None:
+    if not any(position.hands):
+        raise DominoError(
+            "every hand is empty: the game is over, and a finished game has no play to value; "
+            "give a position with dominoes left in the hands"
+        )
+
+
 def solve(position: Position) -> Values:
-    """Return the exact values of a position; for many positions of one deal, keep a `Solver`."""
+    """Return the exact values of a position; for many positions of one deal, keep a `Solver`.
+
+    Raises:
+        DominoError: the game is over, or a hand is larger than the solver's memory table allows.
+    """
+    _check_unfinished(position)
     return Solver(position.hands, position.declaration).solve(position)
 
 
 def brute_force(position: Position) -> Values:
-    """Return what `solve` returns, by playing out every continuation: slow, obvious, and the solver's oracle."""
+    """Return what `solve` returns, by playing out every continuation: slow, obvious, and the solver's oracle.
+
+    Raises:
+        DominoError: the game is over.
+    """
+    _check_unfinished(position)
     team = 1 if position.player % 2 == 0 else -1
     by_play = {}
     for piece in legal(position):

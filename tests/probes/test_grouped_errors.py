@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from casestudies_lib.probes import ProbeFault, ProbeInputError, grouped_errors
+from casestudies_lib.stats import bootstrap_groups
 
 SEEDS = range(10)
 BLANK = {2: 0.97, 5: 0.45, 11: 0.76}
@@ -112,10 +113,19 @@ def test_a_group_whose_labels_are_all_blank_has_no_r_and_is_named():
     predicted, target, names = readings(0)
     result = grouped_errors(predicted, np.where(names == 1, 0.0, target), names)
     row = {entry["group"]: entry for entry in result.to_dict()["rows"]}[1]
-    assert row["r"] is None
-    assert row["mean squared error without it"] is None
+    assert row["r"] == row["mean squared error without it"] == "not defined"
     assert result.measures["inconsistent_groups"] == [1]
-    assert not result.table().drop(columns=["r", "mean squared error without it"]).isna().any().any()
+    assert not result.table().isna().any().any()
+    json.dumps(result.measures, allow_nan=False)
+
+
+def test_few_rows_are_resampled_one_by_one_for_the_interval_by_row():
+    predicted, target, names = readings(0, groups=5, rows=8, noise=6)
+    low, high = grouped_errors(predicted, target, names, resamples=4000).measures["interval_by_row"]
+    draws = bootstrap_groups(
+        np.arange(40), lambda rows: np.corrcoef(predicted[rows], target[rows])[0, 1], 4000, np.random.default_rng(1)
+    )
+    assert (low, high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.02)
 
 
 def test_it_draws_from_its_own_seed_and_changes_no_array():
@@ -131,7 +141,12 @@ def test_it_draws_from_its_own_seed_and_changes_no_array():
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda p, t, g: (p, t, np.append(g[:-1], 99)), "1 groups have one member .the first is 99"),
+        (lambda p, t, g: (p, t, np.append(g[:-1], 99)), "group 99 has one member; a group's errors need"),
+        (
+            lambda p, t, g: (p, t, np.append(g[:-2], [99, 98])),
+            "2 groups have one member each .the first is 98.; a group's errors need",
+        ),
+        (lambda p, t, g: (p * 1e-200, t * 1e-200, g), "r is not defined: the squares of targets from .* scale both"),
         (lambda p, t, g: (p, np.ones_like(t), g), "target holds no two different values"),
         (lambda p, t, g: (np.ones_like(p), t, g), "predicted holds no two different values"),
         (lambda p, t, g: (p, t, np.zeros_like(g)), "all rows belong to group 0"),

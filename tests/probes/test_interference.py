@@ -204,6 +204,49 @@ def test_another_axis_of_positions_may_be_chosen():
 
     result = interference(module, losses, torch.randn(4, 2, 7), position_axis=2)
     assert [norm > 0 for norm in result.measures["positions"]["2"]["left"]] == [True, *[False] * 6]
+    assert not any("last axis" in finding.measured for finding in result.findings)
+
+
+@pytest.mark.parametrize("layers", [None, ["trunk.layers.0"]])
+def test_features_are_not_taken_for_positions(layers):
+    complaint = r"position_axis is 2, the last axis of .* shape \(16, 5, 8\).*Allowed are 1 to 1, such as 1"
+    with pytest.raises(ProbeInputError, match=complaint):
+        interference(seeded(0, TwoHeads), agreeing, batch_of(0), position_axis=2, layers=layers)
+
+
+def test_a_convolution_beside_linear_layers_does_not_hide_their_features():
+    module = seeded(0, lambda: nn.Sequential(nn.Conv1d(5, 5, 1), nn.Linear(3, 3)))
+
+    def losses(model, batch):
+        out = model(batch)
+        return {"a": out.square().mean(), "b": (out - 1).square().mean()}
+
+    with pytest.raises(ProbeInputError, match=r"layer '1'.*a Linear, keeps features there"):
+        interference(module, losses, batch_of(0), position_axis=2)
+    for name in ("0", ""):  # a convolution alone, and a block that holds one
+        chosen = interference(module, losses, batch_of(0), position_axis=2, layers=[name])
+        assert set(chosen.measures["positions"]) == {name}
+
+
+def test_a_last_axis_of_which_nothing_tells_earns_a_note():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.by = nn.Parameter(torch.ones(3))
+
+        def forward(self, inputs):
+            return inputs * self.by
+
+    def losses(model, batch):
+        out = model(batch)
+        return {"a": out.square().mean(), "b": (out + 0.1).square().mean()}
+
+    result = interference(nn.Sequential(Scale(), Scale()), losses, batch_of(0), position_axis=2)
+    notes = [finding for finding in result.findings if "last axis" in finding.measured]
+    assert [(note.severity, note.where) for note in notes] == [("note", "0, 1")]
+    assert "(16, 5, 3)" in notes[0].measured
+    usual = interference(nn.Sequential(Scale(), Scale()), losses, batch_of(0))
+    assert not any("last axis" in finding.measured for finding in usual.findings)
 
 
 # It leaves everything as it was.
@@ -262,6 +305,24 @@ def test_a_gradient_that_is_not_finite_is_a_fault_and_no_nan_in_the_table():
 def test_losses_that_share_no_parameter_are_refused():
     with pytest.raises(ProbeInputError, match=r"'first' and 'rest' share no parameters that both teach.*detach"):
         interference(seeded(0, TwoHeads, detach=True), parts, batch_of(0))
+
+
+def test_a_loss_that_is_zero_everywhere_is_named_and_no_detach_is_looked_for():
+    def losses(module, batch):
+        both = parts(module, batch)
+        return {"first": both["first"], "rest": both["rest"] * 0}
+
+    with pytest.raises(ProbeInputError, match="loss 'rest': its gradient is zero everywhere") as caught:
+        interference(seeded(0, TwoHeads), losses, batch_of(0))
+    assert "detach" not in str(caught.value)
+
+
+def test_a_loss_that_reaches_no_parameter_is_not_said_to_have_a_gradient_of_zero():
+    def losses(module, batch):
+        return {"first": parts(module, batch)["first"], "apart": torch.ones(2, requires_grad=True).sum()}
+
+    with pytest.raises(ProbeInputError, match="share no parameters"):
+        interference(seeded(0, TwoHeads), losses, batch_of(0))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 from itertools import islice
 
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,10 +22,15 @@ from casestudies_lib.tasks.dominoes import (
     count,
     deal,
     domino,
+    follows,
+    is_called,
+    led_suit,
     legal,
     play,
     random_game,
+    shown,
     solve,
+    strength,
     trick_points,
     trick_winner,
 )
@@ -221,6 +227,9 @@ OKAY = (pieces("0-0"), pieces("1-0"), pieces("1-1"), pieces("2-0"))
     [
         (10, 0, OKAY, (), "declaration 10; allowed are 0 to 9"),
         (-1, 0, OKAY, (), "declaration -1"),
+        (True, 0, OKAY, (), "declaration True; allowed are 0 to 9, whole numbers"),
+        (0, True, OKAY, (), "leader True; players are 0 to 3, whole numbers"),
+        (0, 0, (*OKAY[:3], (True,)), (), "domino number True"),
         (0, 4, OKAY, (), "leader 4"),
         (0, 0, (*OKAY[:3], pieces("0-0")), (), "domino 0-0 stands twice"),
         (0, 0, OKAY, pieces("0-0"), "stands twice"),
@@ -271,3 +280,63 @@ def test_a_solver_refuses_what_it_was_not_made_for():
 def test_a_trick_needs_four_dominoes_to_have_a_winner():
     with pytest.raises(DominoError, match="a trick of 2 dominoes"):
         trick_winner(pieces("1-0", "1-1"), 0, 0)
+
+
+@pytest.mark.parametrize("declaration", [-1, 10, True])
+def test_a_declaration_that_is_none_is_refused_wherever_the_rules_are_asked(declaration):
+    asked = [
+        lambda: strength(3, 2, declaration),
+        lambda: follows(3, 2, declaration),
+        lambda: led_suit(3, declaration),
+        lambda: is_called(3, declaration),
+        lambda: trick_winner((0, 1, 2, 3), 0, declaration),
+        lambda: Solver(OKAY, declaration),
+        lambda: deal(np.random.default_rng(0), declaration),
+    ]
+    for ask in asked:
+        with pytest.raises(DominoError, match=f"declaration {declaration}; allowed are 0 to 9, whole numbers"):
+            ask()
+
+
+def test_a_declaration_between_two_numbers_is_refused_also_where_no_checker_reads_the_annotations():
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        for ask in (lambda: Position(2.5, 0, OKAY), lambda: deal(np.random.default_rng(0), 2.5)):
+            with pytest.raises(DominoError, match=r"declaration 2\.5; allowed are 0 to 9, whole numbers"):
+                ask()
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def test_a_deal_that_is_refused_draws_nothing():
+    generator, fresh = (np.random.default_rng(3) for _ in range(2))
+    with pytest.raises(DominoError, match="declaration 12"):
+        deal(generator, 12)
+    assert generator.random() == fresh.random()
+
+
+@pytest.mark.parametrize("number", [-1, 28, True])
+def test_a_number_that_no_domino_has_is_refused(number):
+    asked = [
+        lambda: shown(number),
+        lambda: count(number),
+        lambda: strength(number, 2, 3),
+        lambda: is_called(number, NO_TRUMP),
+        lambda: trick_winner((0, 1, 2, number), 0, 3),
+    ]
+    for ask in asked:
+        with pytest.raises(DominoError, match=rf"domino number {number}; allowed are 0 \(0-0\) to 27 \(6-6\)"):
+            ask()
+    assert [shown(0), shown(27)] == ["0-0", "6-6"]
+
+
+def test_a_trick_is_led_by_one_of_four_players():
+    with pytest.raises(DominoError, match="leader 4; players are 0 to 3"):
+        trick_winner((0, 1, 2, 3), 4, 3)
+
+
+@pytest.mark.parametrize("find", [solve, brute_force])
+def test_a_game_that_is_over_has_no_values_and_the_message_says_what_to_give(find):
+    with pytest.raises(DominoError, match=r"the game is over.*give a position with dominoes left in the hands"):
+        find(Position(1, 0, ((), (), (), ())))
