@@ -110,10 +110,12 @@ class ProbeResult:
         raise TypeError("a ProbeResult is not true or false; ask `result.ok is True`, or call result.raise_if_found()")
 
     def table(self) -> "pandas.DataFrame":
-        """Return the rows as a DataFrame."""
+        """Return the rows as a DataFrame; a cell without a value stays None, where pandas would make it NaN."""
         import pandas
 
-        return pandas.DataFrame.from_records(list(self.rows), columns=list(self.columns))
+        cells = [list(column) for column in zip(*self.rows)] if self.rows else [[] for _ in self.columns]
+        columns = [pandas.Series(column, dtype=object if None in column else None) for column in cells]
+        return pandas.DataFrame(dict(enumerate(columns))).set_axis(list(self.columns), axis=1)
 
     def plot(self, axes: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the bars, faulty ones orange, dashed and hatched, the others solid blue, and return the axes."""

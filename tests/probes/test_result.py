@@ -156,3 +156,11 @@ def test_a_severity_is_one_of_three():
 def test_three_answers_are_not_squeezed_into_two():
     with pytest.raises(TypeError, match="ok is True"):
         bool(result())
+
+
+def test_a_cell_without_a_value_is_none_in_the_table_and_not_nan():
+    result = ProbeResult("probe", True, "Fine.", columns=("name", "norm", "n"), rows=(("a", 1.0, 1), ("b", None, 2)))
+    table = result.table()
+    assert table["norm"].tolist() == [1.0, None]
+    assert table["n"].dtype == int
+    assert ProbeResult("probe", True, "Fine.", columns=("name", "norm")).table().columns.tolist() == ["name", "norm"]
