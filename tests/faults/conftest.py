@@ -2,7 +2,7 @@
 
 import ast
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -55,3 +55,12 @@ class Bench:
 @pytest.fixture(scope="session")
 def bench() -> Callable[..., Bench]:
     return Bench
+
+
+@pytest.fixture
+def restored(chapter: Bench) -> Iterator[Bench]:
+    """The chapter that the test file sets up, its names put back afterwards."""
+    before = dict(chapter.space)
+    yield chapter
+    chapter.space.clear()
+    chapter.space.update(before)

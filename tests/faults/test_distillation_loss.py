@@ -25,15 +25,6 @@ def chapter(bench):
     return chapter
 
 
-@pytest.fixture
-def restored(chapter):
-    """The chapter, its names put back afterwards."""
-    before = dict(chapter.space)
-    yield chapter
-    chapter.space.clear()
-    chapter.space.update(before)
-
-
 def printed_by(chapter, capsys, holds, change=None):
     capsys.readouterr()
     chapter.run_cells(holds, change=change)

@@ -20,15 +20,6 @@ def chapter(bench):
     return chapter
 
 
-@pytest.fixture
-def restored(chapter):
-    """The chapter, its names put back afterwards."""
-    before = dict(chapter.space)
-    yield chapter
-    chapter.space.clear()
-    chapter.space.update(before)
-
-
 def test_v1_becomes_evidence_once_its_controls_can_come_out_otherwise(restored):
     restored.run("seen = lambda model: float(reads_the_hand(model, batch)[:, HAND].abs().max())")
     assert restored.verdict("V1") == "uninformative"

@@ -19,15 +19,6 @@ def chapter(bench):
     return chapter
 
 
-@pytest.fixture
-def restored(chapter):
-    """The chapter, its names put back afterwards."""
-    before = dict(chapter.space)
-    yield chapter
-    chapter.space.clear()
-    chapter.space.update(before)
-
-
 def test_z1_a_weight_that_is_not_zero_refutes_equal_gradients(restored):
     assert restored.verdict("Z1") == "upheld"
     assert restored.verdict("Z1", change=("largest_difference(seed, dtype, 1.0)", "control")) == "refuted"

@@ -2,7 +2,6 @@
 
 import math
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -25,12 +24,6 @@ from casestudies_lib.models.distillation import (
 
 STUDENT = Sizes(vocab=11, tokens=9, dim=8, heads=2, blocks=3)
 TEACHER = Sizes(vocab=13, tokens=12, dim=12, heads=3, blocks=4)
-
-
-@pytest.fixture
-def shapes_unchecked(monkeypatch):
-    """Users run without the checker of the tests, which would otherwise answer before the library's own error."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def generator(seed=0):

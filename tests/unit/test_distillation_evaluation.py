@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -19,12 +18,6 @@ from casestudies_lib.models.distillation_evaluation import (
     perfect_student,
     top_overlap,
 )
-
-
-@pytest.fixture
-def shapes_unchecked(monkeypatch):
-    """Users run without the checker of the tests, which would otherwise answer before the library's own error."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def normal(*shape, seed=0):

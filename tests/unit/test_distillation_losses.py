@@ -36,12 +36,6 @@ from casestudies_lib.models.distillation_losses import (
 LAYER_ERRORS = [mean_square, sum_over_count, normalised_square, masked_square, robust_error]
 
 
-@pytest.fixture
-def shapes_unchecked(monkeypatch):
-    """Users run without the checker of the tests, which would otherwise answer before the library's own error."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
