@@ -1,6 +1,7 @@
 """Parts that several systems share; every draw that counts comes from a generator that the caller hands over."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -48,6 +49,19 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
                 nn.init.uniform_(part.bias, -limit, limit, generator=generator)
         elif isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, generator=generator)
+
+
+def check_sizes(sizes: object, least: Mapping[str, int]) -> None:
+    """Refuse sizes that no model has; `sizes` has a field for each name, and `dim` and `heads`.
+
+    Raises:
+        ValueError: a size below its least value, or a width that the heads do not divide.
+    """
+    for name, low in least.items():
+        if getattr(sizes, name) < low:
+            raise ValueError(f"{name} is {getattr(sizes, name)}; at least {low} is needed")
+    if sizes.dim % sizes.heads:
+        raise ValueError(f"width {sizes.dim} is not a multiple of {sizes.heads} heads; choose dim = heads * head_dim")
 
 
 def split_heads(values: Float[Tensor, "batch tokens dim"], heads: int) -> Float[Tensor, "batch heads tokens head_dim"]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from casestudies_lib.models.blocks import causal_mask, initialise, merge_heads, split_heads
+from casestudies_lib.models.blocks import causal_mask, check_sizes, initialise, merge_heads, split_heads
 
 Hidden = tuple[Float[Tensor, "batch tokens dim"], ...]
 Experts = tuple[Float[Tensor, "batch teacher_tokens teacher_dim"], ...]
@@ -37,11 +37,7 @@ class Sizes:
             ValueError: a size below its least value, or a width that the heads do not divide.
         """
         least = {"vocab": 2, "tokens": 2, "dim": 1, "heads": 1, "blocks": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least {low} is needed")
-        if self.dim % self.heads:
-            raise ValueError(f"width {self.dim} is not a multiple of {self.heads} heads; choose dim = heads * head_dim")
+        check_sizes(self, least)
 
 
 class Reading(NamedTuple):

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from casestudies_lib.models.blocks import Dropout, feed_forward, initialise, merge_heads, split_heads
+from casestudies_lib.models.blocks import Dropout, check_sizes, feed_forward, initialise, merge_heads, split_heads
 
 REMAINING, TYPE = 8, 9  # the features that say whether a token still holds something, and what it is
 
@@ -51,15 +51,11 @@ class Sizes:
         Raises:
             ValueError: a size below one, more slots than tokens, or a width that the heads do not divide.
         """
-        for name in ("tokens", "slots", "embedding", "dim", "heads", "layers", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        check_sizes(self, dict.fromkeys(("tokens", "slots", "embedding", "dim", "heads", "layers", "hidden"), 1))
         if len(self.features) <= TYPE or min(self.features) < 1:
             raise ValueError(f"features are {self.features}; at least {TYPE + 1} sizes of 1 or more are needed")
         if self.slots >= self.tokens:
             raise ValueError(f"{self.slots} slots and a context token do not fit into {self.tokens} tokens")
-        if self.dim % self.heads:
-            raise ValueError(f"width {self.dim} is not a multiple of {self.heads} heads; choose dim = heads * head_dim")
 
 
 class FeatureEmbedding(nn.Module):

@@ -17,6 +17,7 @@ from torch.nn import functional
 from casestudies_lib.models.blocks import (
     Dropout,
     causal_mask,
+    check_sizes,
     feed_forward,
     initialise,
     merge_heads,
@@ -81,11 +82,7 @@ class Sizes:
             ValueError: a size below its least value, or a width that the heads do not divide.
         """
         least = {"concepts": 2, "slots": 1, "dim": 1, "heads": 1, "blocks": 1, "hidden": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least {low} is needed")
-        if self.dim % self.heads:
-            raise ValueError(f"width {self.dim} is not a multiple of {self.heads} heads; choose dim = heads * head_dim")
+        check_sizes(self, least)
 
 
 class DualStreamBlock(nn.Module):
