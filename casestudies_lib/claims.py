@@ -4,7 +4,7 @@ import html
 import math
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from casestudies_lib import paths
 
 VERDICTS_MIME = "application/vnd.casebook.verdicts+json"
+MEASUREMENTS_MIME = "application/vnd.casebook.measurements+json"
 SYMBOLS = {"upheld": "✓", "refuted": "✗", "inconclusive": "≈", "uninformative": "∅", "untested": "…"}
 Kind = Literal["identity", "arithmetic", "effect", "diagnostic", "remedy"]
 _SINGLE = ("identity", "arithmetic")
@@ -266,6 +267,7 @@ class Case:
         self.report = report
         self._claims = {claim.id: claim for claim in report.claims}
         self._verdicts: dict[str, Verdict] = {}
+        self._measurements: list[dict] = []
 
     def printed(self, name: str) -> float:
         """Return a number that the report prints.
@@ -315,6 +317,42 @@ class Case:
             control_mean = None
         return self._keep(claim, verdict, reason, (mean, low, high), len(values), seeds, control_mean)
 
+    def record(
+        self,
+        claim_id: str,
+        measure: str,
+        values: Sequence[float],
+        *,
+        unit: str,
+        seeds: Sequence[int],
+        setting: Mapping[str, str | int | float] | None = None,
+    ) -> None:
+        """Keep single measurements behind a claim, so that a sweep can put runs side by side; no verdict follows.
+
+        Args:
+            claim_id: the claim that they belong to.
+            measure: what was measured, in a few words.
+            values: one number per seed.
+            unit: of the values.
+            seeds: one for each value.
+            setting: what tells this measurement from others of its kind, such as `{"router": "soft", "epochs": 10}`.
+
+        Raises:
+            ReportError: unknown id, values and seeds differ in number, or a value is not finite.
+        """
+        if claim_id not in self._claims:
+            raise ReportError(f"unknown claim {claim_id!r}; {self.report.slug}.toml holds {', '.join(self._claims)}")
+        numbers = [float(value) for value in values]
+        if len(numbers) != len(seeds):
+            raise ReportError(f"{claim_id}: {len(numbers)} values of {measure!r} for {len(seeds)} seeds; give as many")
+        if bad := [number for number in numbers if not math.isfinite(number)]:
+            raise ReportError(f"{claim_id}: {measure!r} holds {bad[0]}; leave out what has no number and say so")
+        common = {"chapter": self.report.slug, "claim": claim_id, "measure": measure, "unit": unit}
+        self._measurements += [
+            common | {"setting": dict(setting or {}), "seed": int(seed), "value": number}
+            for seed, number in zip(seeds, numbers)
+        ]
+
     def untested(self, claim_id: str, needs: str) -> Verdict:
         """Record that a claim could not be tried here, and what it would take.
 
@@ -358,7 +396,10 @@ class Case:
         verdicts = self.verdicts()
         rows = [(v.id, v.verdict, v.measure, _shown(v), v.unit, str(v.n), v.reason) for v in verdicts]
         columns = ("claim", "verdict", "measure", "value [95 % interval]", "unit", "n", "because")
-        return Table("Evidence", columns, rows, [v.model_dump(mode="json") for v in verdicts])
+        records = {VERDICTS_MIME: [v.model_dump(mode="json") for v in verdicts]}
+        if self._measurements:
+            records[MEASUREMENTS_MIME] = list(self._measurements)
+        return Table("Evidence", columns, rows, records)
 
     def _open_claim(self, claim_id: str) -> Claim:
         if claim_id not in self._claims:
@@ -446,12 +487,12 @@ def _shown(verdict: Verdict) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that shows itself as text and as accessible HTML; `records` ride along for the runner."""
+    """A table that shows itself as text and as accessible HTML; `records`, by MIME type, ride along for the runner."""
 
     caption: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    records: list[dict] | None = None
+    records: dict[str, list[dict]] | None = None
 
     def __repr__(self) -> str:
         """Return the table as aligned text."""
@@ -472,4 +513,4 @@ class Table:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, object]:
         bundle = {"text/plain": repr(self), "text/html": self._repr_html_()}
-        return bundle if self.records is None else bundle | {VERDICTS_MIME: self.records}
+        return bundle | (self.records or {})

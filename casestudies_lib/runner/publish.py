@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from casestudies_lib import paths
-from casestudies_lib.claims import VERDICTS_MIME, Report, ReportError, load_report, report_slugs
+from casestudies_lib.claims import MEASUREMENTS_MIME, VERDICTS_MIME, Report, ReportError, load_report, report_slugs
 from casestudies_lib.runner import pages
 from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.errors import Failure
@@ -24,6 +24,7 @@ from casestudies_lib.runner.pages import Case
 
 TIME_LIMIT = 600  # seconds; a build takes a few
 MARKER = "casebook-site.json"
+_RECORDS = (VERDICTS_MIME, MEASUREMENTS_MIME)
 _MATHJAX = ("tex-chtml.js", "output/chtml/fonts/woff-v2")
 _UNUSED = (
     "**/*.map", "_static/*webpack-macros.html", "_static/locales", ".buildinfo", "objects.inv",
@@ -178,13 +179,13 @@ def _with_header(case: Case, cells: list[dict]) -> list[dict]:
 
 
 def _without_records(cell: dict) -> dict:
-    """Return the cell without the verdict records among its outputs; they are for the runner, no page can show them."""
+    """Return the cell without the records among its outputs; they are for the runner, no page can show them."""
     if not cell.get("outputs"):
         return cell
     outputs = [dict(output) for output in cell["outputs"]]
     for output in outputs:
         if "data" in output:
-            output["data"] = {kind: data for kind, data in output["data"].items() if kind != VERDICTS_MIME}
+            output["data"] = {kind: data for kind, data in output["data"].items() if kind not in _RECORDS}
     return cell | {"outputs": outputs}
 
 

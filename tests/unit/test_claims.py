@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casestudies_lib.claims import SYMBOLS, VERDICTS_MIME, Case, Report, ReportError, Table
+from casestudies_lib.claims import MEASUREMENTS_MIME, SYMBOLS, VERDICTS_MIME, Case, Report, ReportError, Table
 
 # Student's t for 95 %, three degrees of freedom, from a printed table.
 T_3 = 3.182
@@ -333,6 +333,24 @@ def test_evidence_carries_exactly_the_records_and_they_are_plain_json():
     assert (third["seeds"], third["n"], third["control"]) == (list(SEEDS), 4, pytest.approx(0.987654))
     assert (last["value"], last["n"], last["verdict"]) == (None, 0, "untested")
     assert {record["chapter"] for record in records} == {"made_up"}
+
+
+def test_measurements_ride_along_one_a_seed_with_their_setting():
+    trial = judged()
+    assert MEASUREMENTS_MIME not in trial.evidence()._repr_mimebundle_()
+    trial.record("A3", "final loss", [0.5, 0.25], unit="nats", seeds=[7, 8], setting={"epochs": 10})
+    records = trial.evidence()._repr_mimebundle_()[MEASUREMENTS_MIME]
+    common = {"chapter": "made_up", "claim": "A3", "measure": "final loss", "unit": "nats", "setting": {"epochs": 10}}
+    assert records == [common | {"seed": 7, "value": 0.5}, common | {"seed": 8, "value": 0.25}]
+
+
+@pytest.mark.parametrize(
+    ("claim_id", "values", "message"),
+    [("A9", [1.0], "unknown claim 'A9'"), ("A3", [1.0, 2.0], "2 values"), ("A3", [math.nan], "nan")],
+)
+def test_a_measurement_that_nobody_could_place_is_refused(claim_id, values, message):
+    with pytest.raises(ReportError, match=message):
+        judged().record(claim_id, "final loss", values, unit="nats", seeds=[7])
 
 
 def test_only_the_evidence_carries_records():
