@@ -145,7 +145,7 @@ def _check_scheduler(address: str, security) -> None:
     except (TimeoutError, OSError, ValueError, RuntimeError) as error:
         reason = "no answer that a Dask scheduler would give" if isinstance(error, TimeoutError) else str(error)
         raise NoCluster(
-            f"no Dask scheduler at {address}: {reason}; start one with: dask scheduler --host 127.0.0.1"
+            f"no Dask scheduler at {address}: {reason}; start one with: dask scheduler --host HOST --port PORT"
         ) from error
     if identity.get("type") != "Scheduler":
         other = identity.get("scheduler") or "unknown"

@@ -167,13 +167,16 @@ def read(path: Path) -> Sweep:
     Raises:
         BadTable: one of them is missing, cut short or damaged, or they do not belong together.
     """
-    import pandas as pd
+    from pyarrow import parquet
 
     provenance, content = read_provenance(path.with_suffix(".json")), _bytes(path)
     if digest(content) != provenance["sha256"]:
         raise BadTable(f"{path.name} does not match its provenance {path.stem}.json (cut short or edited?); {_MEND}")
     try:
-        lines = pd.read_parquet(io.BytesIO(content))
+        # One thread: a pool that still starts up when the process ends has been seen to abort it.
+        lines = parquet.read_table(io.BytesIO(content), use_threads=False, pre_buffer=False).to_pandas(
+            use_threads=False
+        )
     except Exception as error:  # pyarrow's errors share no base class
         raise BadTable(f"{path.name} is no Parquet file: {error}; {_MEND}") from error
     if missing := {"record", "chapter", "claim", "key", "value"} - set(lines.columns):
