@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from benchmark_cohort import cohort_rows
 from benchmark_probes import probe_rows
+from benchmark_sweep import sweep_rows
 from rich.console import Console
 from rich.table import Table
 
@@ -141,7 +143,7 @@ def set_up(scratch: Path) -> tuple[str, str, str]:
 def main() -> None:
     table = Table("measured", "here", "to reach", title="Benchmarks")
     with tempfile.TemporaryDirectory() as folder:
-        rows = probe_rows() + dominoes() + figures(Path(folder))
+        rows = probe_rows() + cohort_rows() + dominoes() + figures(Path(folder)) + sweep_rows()
         rows += [set_up(Path(folder))] if "--set-up" in sys.argv else []
     for row in rows:
         table.add_row(*row)
