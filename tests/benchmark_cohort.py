@@ -24,7 +24,7 @@ Row = tuple[str, str, str]
 SEEDS = (5, 16)  # what a chapter runs with, and what a sweep's block may hold
 
 
-def cohort_rows(steps: int = 12) -> list[Row]:
+def cohort_rows(steps: int = 8) -> list[Row]:
     """Return what was measured, the measurement, and the figure to reach."""
     torch.set_num_threads(1)
     rows = []
@@ -35,7 +35,7 @@ def cohort_rows(steps: int = 12) -> list[Row]:
     return rows
 
 
-def ratio(build: Callable, loss: Callable, draw: Callable, seeds: int, steps: int, turns: int = 3) -> float:
+def ratio(build: Callable, loss: Callable, draw: Callable, seeds: int, steps: int, turns: int = 2) -> float:
     """Return the CPU seconds of a loop over the seeds by those of the cohort: the smallest of turns side by side."""
     batches = [
         [draw(torch.Generator().manual_seed(97 * step + seed)) for seed in range(seeds)] for step in range(steps)
