@@ -7,12 +7,13 @@ import psutil
 import pytest
 
 GRACE = 5.0
-# A regular expression that never ends holds the interpreter lock, so the kernel answers nothing but SIGKILL; one child
-# is an ordinary one, the other has left its parent's session, and its parent too.
+# A regular expression that never ends holds the interpreter lock, so the kernel answers nothing but SIGKILL. One child
+# is an ordinary one; one has left its parent's session, and its parent too; one has also dropped its environment.
 STUBBORN = """\
 import re, subprocess
-subprocess.Popen(["sleep", "611"])
-subprocess.run(["sh", "-c", "setsid sleep 612 >/dev/null 2>&1 &"])
+subprocess.Popen(["sleep", "{0}1"])
+subprocess.run(["sh", "-c", "setsid sleep {0}2 >/dev/null 2>&1 &"])
+subprocess.run(["sh", "-c", "env -i setsid sleep {0}3 >/dev/null 2>&1 &"])
 print("started", flush=True)
 re.match(r"(a+)+$", "a" * 64 + "b")
 """
@@ -20,19 +21,31 @@ re.match(r"(a+)+$", "a" * 64 + "b")
 
 @pytest.fixture
 def running(book):
-    """A `casebook run` whose kernel is inside the stubborn cell, with both of its children alive."""
-    book.write_chapter("tiny", (STUBBORN,))
+    """A `casebook run` whose kernel is inside the stubborn cell, with all of its children alive."""
+    book.write_chapter("tiny", (STUBBORN.format(naptime(book)),))
     process = book.start("run", "tiny")
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None and len(sleepers(book)) < 2:
+    while time.monotonic() < deadline and process.poll() is None and len(sleepers(book)) < 3:
         time.sleep(0.05)
-    assert len(sleepers(book)) == 2, "the chapter never reached its stubborn cell"
+    assert len(sleepers(book)) == 3, "the chapter never reached its stubborn cell"
     time.sleep(0.3)  # into the regular expression
-    return book, process
+    yield book, process
+    for sleeper in sleepers(book):
+        sleeper.kill()
+
+
+def naptime(book):
+    """Return seconds that no other test sleeps, by which a child is known even without its environment."""
+    return f"611.{int(book.mark[:12], 16)}"
 
 
 def sleepers(book):
-    return [process for process in book.survivors() if command(process).startswith("sleep 61")]
+    return [process for process in psutil.process_iter() if command(process).startswith(f"sleep {naptime(book)}")]
+
+
+def left_after(book, seconds):
+    """Return what still runs after that many seconds, or nothing as soon as nothing does."""
+    return [command(survivor) for survivor in book.wait_until_alone(seconds) + sleepers(book)]
 
 
 def command(process: psutil.Process) -> str:
@@ -42,6 +55,11 @@ def command(process: psutil.Process) -> str:
         return ""
 
 
+def guard_of(book, casebook):
+    (guard,) = [p for p in book.survivors() if "runner.guard" in command(p) and p.ppid() == casebook.pid]
+    return guard
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
 )
@@ -49,8 +67,7 @@ def test_nothing_survives_a_signal_to_casebook(running, number, status):
     book, process = running
     process.send_signal(number)
     assert process.wait(GRACE) == status
-    left = book.wait_until_alone(GRACE)
-    assert [command(survivor) for survivor in left] == []
+    assert left_after(book, GRACE) == []
     assert [path.name for path in book.runs.rglob(".casebook-*")] == []
     assert not (book.runs / "tiny" / "provenance.json").exists()
 
@@ -60,16 +77,28 @@ def test_nothing_survives_the_death_of_the_worker_and_the_run_fails(running):
     (worker,) = [p for p in book.survivors() if "runner.worker" in command(p) and "runner.guard" not in command(p)]
     worker.kill()
     assert process.wait(GRACE + 1) == 1
-    assert book.wait_until_alone(GRACE) == []
+    assert left_after(book, GRACE) == []
     assert "its process ended unexpectedly in code cell 2" in process.stderr.read()
 
 
 def test_nothing_survives_the_death_of_the_guard_and_the_run_fails(running):
     book, process = running
-    (guard,) = [p for p in book.survivors() if "runner.guard" in command(p)]
-    guard.kill()
+    guard_of(book, process).kill()
     assert process.wait(GRACE + 1) == 1
     assert book.wait_until_alone(GRACE) == []
+
+
+def test_nothing_survives_when_casebook_and_its_guard_are_killed_in_the_same_instant(running):
+    book, process = running
+    guard = guard_of(book, process)
+    for victim in (process, guard):  # stopped first, so that neither can act between the two
+        victim.send_signal(signal.SIGSTOP)
+    process.kill()
+    guard.kill()
+    assert process.wait(GRACE) == -9
+    assert [command(survivor) for survivor in book.wait_until_alone(GRACE)] == []
+    assert [path.name for path in book.runs.rglob(".casebook-*")] == []
+    assert not (book.runs / "tiny" / "provenance.json").exists()
 
 
 def test_what_a_finished_notebook_leaves_behind_is_ended_too(book):
