@@ -114,18 +114,54 @@ def changes(recorded: dict[str, str], current: dict[str, str]) -> list[str]:
 def scratch_folder(destination: Path) -> Iterator[Path]:
     """Lend a private folder inside the destination, hence on its filesystem, and remove it afterwards.
 
+    What a run left there that was killed with everything around it, or whose machine went down, is removed too.
+
     Raises:
         ResultError: the destination cannot be created or written, or its disk is full.
     """
     with writing(destination):
-        destination.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=destination))
+        scratch, in_use = _new_scratch(destination)
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: it holds a result
+        os.close(in_use)
+        with contextlib.suppress(OSError), _locked(destination):  # not empty: it holds a result
             destination.rmdir()
+
+
+def _new_scratch(destination: Path) -> tuple[Path, int]:
+    """Return a new folder and the descriptor that marks it as in use."""
+    destination.mkdir(parents=True, exist_ok=True)
+    with _locked(destination):
+        if not destination.exists():  # a run that ended just now took the empty folder away
+            return _new_scratch(destination)
+        _remove_abandoned(destination)
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=destination))
+        return scratch, _lock_without_waiting(scratch)
+
+
+def _remove_abandoned(destination: Path) -> None:
+    for folder in destination.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):  # in use by another run, or no folder
+            descriptor = _lock_without_waiting(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+
+def _lock_without_waiting(folder: Path) -> int:
+    """Return a descriptor that locks a folder for as long as it is open and this process lives.
+
+    Raises:
+        OSError: another process holds the lock.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextlib.contextmanager
