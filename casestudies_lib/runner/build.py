@@ -26,6 +26,7 @@ def build(jobs: list[Job], destination: Path, notify: Notify, say: Callable[[str
     """
     from casestudies_lib.runner.publish import PublishError, publish
 
+    earlier = _identity(destination)
     try:
         results = run_side_by_side(jobs, notify)
         try:
@@ -33,9 +34,14 @@ def build(jobs: list[Job], destination: Path, notify: Notify, say: Callable[[str
         except PublishError as error:
             raise Failure(f"the site could not be made: {error}") from error
     except BaseException:
-        _put_aside(destination, say)
+        if _identity(destination) == earlier:  # else another build has put its own there meanwhile
+            _put_aside(destination, say)
         raise
     return destination / "index.html"
+
+
+def _identity(site: Path) -> tuple[int, int] | None:
+    return (site.stat().st_ino, site.stat().st_mtime_ns) if site.exists() else None
 
 
 def _put_aside(site: Path, say: Callable[[str], None]) -> None:

@@ -126,14 +126,14 @@ def scratch_folder(destination: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(in_use)
-        with contextlib.suppress(OSError), _locked(destination):  # not empty: it holds a result
+        with contextlib.suppress(OSError), locked(destination):  # not empty: it holds a result
             destination.rmdir()
 
 
 def _new_scratch(destination: Path) -> tuple[Path, int]:
     """Return a new folder and the descriptor that marks it as in use."""
     destination.mkdir(parents=True, exist_ok=True)
-    with _locked(destination):
+    with locked(destination):
         if not destination.exists():  # a run that ended just now took the empty folder away
             return _new_scratch(destination)
         _remove_abandoned(destination)
@@ -203,7 +203,7 @@ def write_result(destination: Path, scratch: Path, notebook: bytes, verdicts: li
     with writing(destination):
         for name, content in contents.items():
             _write_through(scratch / name, content)
-        with _locked(destination):
+        with locked(destination):
             (destination / SEAL).unlink(missing_ok=True)
             for name in contents:  # the seal is the last of them
                 (scratch / name).replace(destination / name)
@@ -236,8 +236,8 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other casebooks from storing into the same folder meanwhile; the lock dies with its process."""
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other casebooks out of the same folder meanwhile; the lock dies with its process."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
