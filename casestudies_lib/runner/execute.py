@@ -15,7 +15,7 @@ from pathlib import Path
 
 from casestudies_lib import paths
 from casestudies_lib.runner import results
-from casestudies_lib.runner.chapters import claim_ids, read_notebook, tags_of
+from casestudies_lib.runner.chapters import claim_ids, read_notebook, strict_json, tags_of
 from casestudies_lib.runner.completeness import Incomplete, cell_name, verdicts_of
 from casestudies_lib.runner.errors import CasebookError, Failure
 from casestudies_lib.runner.jobs import Job
@@ -122,7 +122,7 @@ def _judged(job: Job, source: dict, scratch: Path, outcome: Outcome) -> tuple[by
         if outcome.problem or not outcome.ended:
             raise Incomplete(_early_end(job, source, outcome))
         content = executed.read_bytes()
-        return content, verdicts_of(json.loads(content), job.chapter.slug, claim_ids(job.chapter.slug))
+        return content, verdicts_of(strict_json(content.decode()), job.chapter.slug, claim_ids(job.chapter.slug))
     except (Incomplete, OSError, ValueError) as error:
         partial = results.keep_partial(job.destination, executed)
         kept = f"; partial notebook: {partial}" if partial else ""

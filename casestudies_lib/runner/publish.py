@@ -21,7 +21,9 @@ from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.fault_table import read_table, table_file
 from casestudies_lib.runner.links import broken_links
+from casestudies_lib.runner.page_outputs import unpublishable
 from casestudies_lib.runner.pages import Case
+from casestudies_lib.runner.private import private_traces, private_traces_in
 from casestudies_lib.runner.results import locked
 
 TIME_LIMIT = 600  # seconds; a build takes a few
@@ -34,6 +36,7 @@ _UNUSED = (
 )  # fmt: skip
 _ICON_LINES = (r'<script src="[^"]*/fontawesome/[^"]*"></script>\n?', r'<link rel="preload" as="font"[^>]*>\n?')
 _MATH_LINES = (r"<script>window\.MathJax = .*</script>\n?", r"<script [^>]*mathjax/tex-chtml\.js[^>]*></script>\n?")
+_READ = (".html", ".ipynb", ".json", ".txt", ".xml")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _TARGET = re.compile(r"^\(([^()\s]+)\)=\s*$", re.MULTILINE)
 
@@ -64,6 +67,7 @@ def publish(results: dict[str, Path], destination: Path) -> Path:
         site = _build(stage)
         _lighten(site)
         _check_links(site)
+        _check_private(site)
         (site / MARKER).write_text(json.dumps({"chapters": [case.report.slug for case in cases]}), encoding="utf-8")
         _move_into_place(site, destination)
     return destination
@@ -165,6 +169,9 @@ def _stage_chapter(stage: Path, case: Case) -> None:
     if missing := [verdict.id for verdict in case.verdicts if verdict.id.lower() not in targets]:
         raise PublishError(f"{case.name}.ipynb has no target for {', '.join(missing)}; write `({missing[0].lower()})=` "
                            "on the line before the heading of its trial")  # fmt: skip
+    problems = [*unpublishable(notebook), *(f"it holds {trace}" for trace in private_traces_in(notebook))]
+    if problems:
+        raise PublishError(f"{case.name}.ipynb may not be published: {'; '.join(problems)}")
     with_header = notebook | {"cells": _with_header(case, notebook["cells"])}
     (stage / "notebooks" / f"{case.name}.ipynb").write_text(json.dumps(with_header), encoding="utf-8")
     downloads = stage / "extra" / "downloads"
@@ -248,6 +255,13 @@ def _check_links(site: Path) -> None:
     """Refuse links that end nowhere and anything that a page would fetch from elsewhere; Sphinx sees no raw HTML."""
     if broken := broken_links(site):
         raise PublishError("the pages hold links that lead nowhere:\n" + "\n".join(broken))
+
+
+def _check_private(site: Path) -> None:
+    """Refuse pages and downloads that tell of this machine, wherever that comes from: a chapter, a tool, a page."""
+    for path in sorted(path for path in site.rglob("*") if path.suffix in _READ or path.name == "searchindex.js"):
+        if traces := private_traces(path.read_text(encoding="utf-8")):
+            raise PublishError(f"{path.relative_to(site)} would publish {'; '.join(traces)}")
 
 
 def _move_into_place(site: Path, destination: Path) -> None:
