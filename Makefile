@@ -14,7 +14,7 @@ export OPENBLAS_NUM_THREADS := 1
 export PYTHONPATH :=
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help venv book test lint serve bench browser clean clean-venv
+.PHONY: help venv book pdf test lint serve bench browser clean clean-venv
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ $(READY): requirements.lock pyproject.toml
 
 book: $(READY) ## run every chapter and leave the site in _build/html
 	$(BIN)/python -m casestudies_lib.cli build
+
+pdf: book ## print the book, and each chapter, into _build/pdf (needs Chromium: make browser)
+	$(BIN)/python -m casestudies_lib.cli pdf
 
 test: $(READY) lint ## ruff, unit tests, notebook contract, faults, page tests, and nbval over the committed notebooks
 	$(if $(CI),$(MAKE) browser,)

@@ -214,6 +214,17 @@ def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a fr
 
 
 @app.command()
+def pdf(out: Annotated[Path | None, typer.Option(help="folder for the files", metavar="DIR")] = None) -> None:
+    """Print the built site: the whole book as one PDF, and each chapter as one of its own."""
+    from casestudies_lib.runner.execute import interruptible
+    from casestudies_lib.runner.pdf import print_site
+
+    with interruptible():
+        for path in print_site(paths.build() / "html", out or paths.build() / "pdf"):
+            _say(f"printed {path}")
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check that everything the casebook needs is here, with a line on how to mend what is not."""
     from dataclasses import asdict
