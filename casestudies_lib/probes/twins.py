@@ -1,0 +1,61 @@
+"""Copies of a reader's model that may be run, trained and broken, while the original is left alone."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+def twin_of(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy, also of a module that keeps tensors with a graph from an earlier pass.
+
+    Raises:
+        Exception: whatever the module's own attributes raise when they are copied.
+    """
+    memo = {} if memo is None else memo
+    for part in module.modules():
+        for value in tree_leaves(dict(vars(part))):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                # Deep copies refuse tensors with a history; a copy needs their values alone.
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
+
+
+def in_double(value: Any) -> Any:
+    """Return nested containers with every real floating-point tensor in double precision; parameters stay."""
+    return tree_map(lambda leaf: leaf.double() if _is_plain_float(leaf) else leaf, value)
+
+
+def double_twin_of(module: nn.Module) -> nn.Module:
+    """Return a deep copy in double precision, without gradients; tensors among its attributes are converted too.
+
+    Raises:
+        Exception: whatever the module's own attributes raise when they are copied.
+    """
+    twin = twin_of(module)
+    twin.zero_grad(set_to_none=True)
+    twin.double()
+    for part in twin.modules():
+        for name, value in vars(part).items():
+            if any(map(_is_plain_float, tree_leaves(value))) and name != "_buffers":
+                vars(part)[name] = in_double(value)
+    return twin
+
+
+def _is_plain_float(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter) and leaf.is_floating_point()
+
+
+@contextmanager
+def double_by_default() -> Iterator[None]:
+    """Let tensors that a forward pass makes, such as masks, be double; the usual default comes back after."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
