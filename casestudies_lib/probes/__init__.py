@@ -5,6 +5,7 @@ A probe changes nothing in what it is given and returns a `ProbeResult`.
 
 from casestudies_lib.probes.alignment import alignment
 from casestudies_lib.probes.causality import causality
+from casestudies_lib.probes.gates import gates
 from casestudies_lib.probes.grouped_errors import grouped_errors
 from casestudies_lib.probes.idle_parameters import idle_parameters
 from casestudies_lib.probes.interference import interference
@@ -19,6 +20,7 @@ __all__ = [
     "ProbeResult",
     "alignment",
     "causality",
+    "gates",
     "grouped_errors",
     "idle_parameters",
     "interference",

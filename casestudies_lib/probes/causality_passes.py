@@ -9,13 +9,12 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from casestudies_lib.probes.guard import left_as_found, random_left_as_found
 from casestudies_lib.probes.inputs import kind_of
 from casestudies_lib.probes.result import ProbeInputError
-from casestudies_lib.probes.twins import double_by_default, double_twin_of, in_double, twin_of
+from casestudies_lib.probes.twins import Precision, double_by_default, double_twin_of, in_double, twin_of
 
 # Enough for sums in another order, and for transforms that spread rounding over all positions.
 ROUNDING_IN_DOUBLE = 1e-10
@@ -77,7 +76,7 @@ class Passes:
             # Training computes with a graph, and some layers take another path without one.
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            precision = stack.enter_context(_Precision()) if watch else None
+            precision = stack.enter_context(Precision()) if watch else None
             outputs = [self._read(self._call(module, values.clone()), values) for values in inputs]
         if precision is not None:
             self.lowest = max([precision.lowest, outputs[0].dtype], key=lambda dtype: torch.finfo(dtype).eps)
@@ -158,21 +157,6 @@ def compare(base: Tensor, other: Tensor, places: slice, by_row: bool = False) ->
 
 def _fits(tensor: Tensor, axis: int, length: int) -> bool:
     return tensor.dim() > axis and tensor.shape[axis] == length
-
-
-class _Precision(TorchDispatchMode):
-    """Note the lowest floating-point precision among the results of all operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lowest = torch.float64
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                self.lowest = max([self.lowest, leaf.dtype], key=lambda dtype: torch.finfo(dtype).eps)
-        return result
 
 
 def _reseed(module: nn.Module, seed: int = 20_011) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 
@@ -59,3 +60,20 @@ def double_by_default() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(usual)
+
+
+class Precision(TorchDispatchMode):
+    """Note the lowest floating-point precision among the results of all operations."""
+
+    def __init__(self) -> None:
+        """Start from double precision."""
+        super().__init__()
+        self.lowest = torch.float64
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Run the operation as it is and look at its results."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                self.lowest = max([self.lowest, leaf.dtype], key=lambda dtype: torch.finfo(dtype).eps)
+        return result
