@@ -3,7 +3,10 @@
 A probe changes nothing in what it is given and returns a `ProbeResult`.
 """
 
+from casestudies_lib.probes.ablation_diff import ablation_diff
 from casestudies_lib.probes.alignment import alignment
+from casestudies_lib.probes.causality import causality
+from casestudies_lib.probes.gates import gates
 from casestudies_lib.probes.grouped_errors import grouped_errors
 from casestudies_lib.probes.idle_parameters import idle_parameters
 from casestudies_lib.probes.interference import interference
@@ -16,7 +19,10 @@ __all__ = [
     "ProbeFault",
     "ProbeInputError",
     "ProbeResult",
+    "ablation_diff",
     "alignment",
+    "causality",
+    "gates",
     "grouped_errors",
     "idle_parameters",
     "interference",
