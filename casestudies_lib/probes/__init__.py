@@ -4,6 +4,7 @@ A probe changes nothing in what it is given and returns a `ProbeResult`.
 """
 
 from casestudies_lib.probes.alignment import alignment
+from casestudies_lib.probes.backward_check import backward_check
 from casestudies_lib.probes.grouped_errors import grouped_errors
 from casestudies_lib.probes.idle_parameters import idle_parameters
 from casestudies_lib.probes.interference import interference
@@ -17,6 +18,7 @@ __all__ = [
     "ProbeInputError",
     "ProbeResult",
     "alignment",
+    "backward_check",
     "grouped_errors",
     "idle_parameters",
     "interference",
