@@ -11,7 +11,7 @@ from casestudies_lib.probes.backward_subject import Subject
 
 # Noise is estimated from three differences of one draw, so that it may well be several times what they show.
 SURE = 10.0
-# Steps to try, relative to each tensor's root mean square. A step that crosses a kink (a ReLU, a top-k) measures neither
+# Steps to try, relative to each tensor's root mean square. A step that crosses a kink (ReLU, top-k) measures neither
 # side, and a million units are near one somewhere: so the first is the smallest that rounding allows. The larger ones
 # are for functions that compute in less than float64.
 STEPS = (3e-9, 1e-6, 1e-3, 3e-2)
