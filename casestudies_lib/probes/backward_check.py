@@ -17,6 +17,7 @@ from casestudies_lib.probes.backward_subject import (
     check_repeatable,
     check_unwritten,
     in_precision,
+    marks,
     subject_of,
 )
 from casestudies_lib.probes.guard import random_left_as_found
@@ -129,7 +130,7 @@ def _work(
 ) -> Search:
     generator = torch.Generator().manual_seed(seed)
     with subject.at_start():
-        start = {name: tensor.detach().clone() for name, tensor in subject.parameters.items()}
+        start = marks(subject)
         outputs = subject.run()
         check_unwritten(subject, start)
         _check_finite(outputs)

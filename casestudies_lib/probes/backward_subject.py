@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Subject:
         arguments: a pytree; tensors in it are copied before every run.
         inputs: the tensors among the arguments that ask for a gradient, by name.
         parameters: the tensors of the holder that ask for one, by name.
+        scratch: memory for moved parameters.
     """
 
     call: Callable[..., Any]
@@ -38,6 +39,7 @@ class Subject:
     arguments: Sequence[Any]
     inputs: Mapping[str, Tensor]
     parameters: Mapping[str, Tensor]
+    scratch: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -58,7 +60,10 @@ class Subject:
         moves = moves or {}
         for name in moves.keys() & self.parameters.keys():
             parameter = self.parameters[name]
-            parameter.data = torch.add(parameter.data, moves[name], alpha=step)
+            if name not in self.scratch:
+                self.scratch[name] = torch.empty_like(parameter.data)
+            # Into memory that is there already: fetching fresh pages costs more than the sum.
+            parameter.data = torch.add(parameter.data, moves[name], alpha=step, out=self.scratch[name])
         moved = {id(self.inputs[name]): step * moves[name] for name in moves.keys() & self.inputs.keys()}
         handed = tree_map(lambda leaf: _handed(leaf, moved), self.arguments)
         return outputs_of(self._called(handed))
@@ -156,15 +161,21 @@ def check_repeatable(subject: Subject, first: Sequence[Tensor], replay: bool) ->
     return second
 
 
-def check_unwritten(subject: Subject, start: Mapping[str, Tensor]) -> None:
-    """Refuse a function that has changed its parameters since they were what `start` holds.
+def check_unwritten(subject: Subject, start: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse a function that has changed its parameters since they had the `marks` of `start`.
 
     Raises:
         CannotTell: names the first that changed.
     """
-    for name, tensor in subject.parameters.items():
-        if not torch.equal(tensor.data, start[name]):
+    for name, mark in marks(subject).items():
+        if mark != start[name]:
             raise CannotTell(f"the function changes {name} in place while it runs; take that out of the forward pass")
+
+
+def marks(subject: Subject) -> dict[str, tuple[float, float]]:
+    """Return sum and norm of every parameter: cheaper to keep than a copy, and one of them moves with any change."""
+    held = {name: tensor.data for name, tensor in subject.parameters.items()}
+    return {name: (float(tensor.sum()), float(torch.linalg.vector_norm(tensor))) for name, tensor in held.items()}
 
 
 def _same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
