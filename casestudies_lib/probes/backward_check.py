@@ -38,7 +38,7 @@ def backward_check(
     parameters: nn.Module | Mapping[str, Tensor] | None = None,
     directions: int = 2,
     seed: int = 0,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-4,
     evaluations: int = 24,
     replay: bool = False,
 ) -> ProbeResult:
@@ -59,14 +59,16 @@ def backward_check(
 
     Module or parameters, gradients, buffers and generators stay as they were (see `guard.left_as_found`), also after an
     error. Cost: one forward pass and `directions` backward passes, and at most `evaluations` forward passes without a
-    graph, all in float64: about ten forward-backward passes of your own where all is well, at most twenty. Memory:
-    `directions` + 4 copies of the parameters in float64.
+    graph (six where all is well), all in float64: ten to twenty forward-backward passes of your own in float32, more on
+    a batch so small that one pass over the parameters outweighs it. Memory: `directions` + 4 copies of the parameters
+    in float64.
 
     Args:
         function: a module, a function of tensors, or an autograd.Function (its `apply` is called).
         inputs: its positional arguments, a tuple or list, or one tensor. Tensors with `requires_grad` are compared.
         parameters: for a function that is no module: the module that it runs, or its leaf tensors by name.
-        directions: weightings of the outputs, and directions of the tensors.
+        directions: random weightings of the outputs, each a backward pass; where the output is one number, random
+            directions of the tensors instead, each two forward passes.
         seed: of the random directions.
         tolerance: relative error of a gradient that is accepted.
         evaluations: most forward passes to spend; more tell more tensors apart where many are wrong.
@@ -86,7 +88,7 @@ def backward_check(
     check_whole_number("directions", directions, 1)
     check_whole_number("evaluations", evaluations, LEAST_EVALUATIONS)
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
-        raise ProbeInputError(f"tolerance is {tolerance!r}; give a relative error between 0 and 1, such as 1e-3")
+        raise ProbeInputError(f"tolerance is {tolerance!r}; give a relative error between 0 and 1, such as 1e-4")
     subject = subject_of(function, inputs, parameters)
     if not subject.tensors:
         reason = "there are neither parameters that require a gradient nor inputs with requires_grad=True"
@@ -140,7 +142,8 @@ def _work(
     centre = check_repeatable(subject, [output.detach() for output in outputs], replay)
     pulls = pulls_of(subject, upstreams, gradients)
     work = Search(subject, centre, pulls, generator, tolerance, evaluations - 2)
-    search(work, directions, steps)
+    # One number has but one weighting; many numbers need but one direction, which every weighting asks anew.
+    search(work, directions if len(upstreams) < directions else 1, steps)
     return work
 
 
