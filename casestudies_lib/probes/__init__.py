@@ -10,6 +10,7 @@ from casestudies_lib.probes.idle_parameters import idle_parameters
 from casestudies_lib.probes.interference import interference
 from casestudies_lib.probes.reduction_scaling import reduction_scaling
 from casestudies_lib.probes.result import Finding, ProbeFault, ProbeInputError, ProbeResult
+from casestudies_lib.probes.routing_reach import routing_reach
 from casestudies_lib.probes.stepping import stepping
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "idle_parameters",
     "interference",
     "reduction_scaling",
+    "routing_reach",
     "stepping",
 ]
