@@ -14,7 +14,7 @@ export OPENBLAS_NUM_THREADS := 1
 export PYTHONPATH :=
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help venv book pdf test lint serve bench bench-site browser clean clean-venv
+.PHONY: help venv book pdf test lint faults serve bench bench-site browser clean clean-venv
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ test: $(READY) lint ## ruff, unit tests, notebook contract, faults, page tests, 
 lint: $(READY) ## ruff on code and notebooks
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+
+faults: $(READY) ## put each fault in once and record what a user sees of it in data/faults.json
+	echo '[]' > data/faults.json
+	$(BIN)/python -m pytest -q --record-faults tests
 
 serve: $(READY) ## serve _build/html on this machine
 	$(BIN)/python -m casestudies_lib.cli serve

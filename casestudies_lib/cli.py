@@ -1,6 +1,7 @@
 """The command line `casebook`; each command imports what it needs, so that the light ones answer at once."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -21,6 +22,7 @@ app = typer.Typer(
 ChapterName = Annotated[str, typer.Argument(metavar="CHAPTER", help="slug of the chapter, see casebook list")]
 ChapterNames = Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER]...", help="slugs; all when none is given")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="run, whatever the cache holds")]
+_STOPPED = {128 + number: number.name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a program")]
 
 
@@ -31,12 +33,25 @@ def main() -> NoReturn:
     except CasebookError as error:
         _say(f"error: {error}")
         status = error.exit_code
+    except SystemExit as end:
+        status = end.code
+        if status in _STOPPED:
+            _say(f"stopped by {_STOPPED[status]}: nothing of an unfinished run is stored, finished results stay; "
+                 "to go on, give the same command again")  # fmt: skip
+    except SyntaxError as error:
+        _say(f"error: {_relative(error.filename)}, line {error.lineno}, is not Python: {error.msg}; mend that line")
+        status = Failure.exit_code
     except OSError as error:
         _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         status = Failure.exit_code
     except Exception as error:
         status = _usage_error(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _relative(file: str | None) -> str:
+    path = Path(file or "a module")
+    return str(path.relative_to(paths.root())) if path.is_relative_to(paths.root()) else str(path)
 
 
 def _usage_error(error: Exception) -> int:

@@ -160,7 +160,8 @@ def _early_end(job: Job, source: dict, outcome: Outcome) -> str:
     if outcome.running is not None:
         where = f"in {cell_name(_with_injection(job, source), outcome.running)}"
     if outcome.problem is None:
-        last = outcome.errors.decode(errors="replace").strip().splitlines()[-1:]
+        said = outcome.errors.decode(errors="replace").strip().splitlines()
+        last = [line for line in said if "WARNING" not in line][-1:]  # every kernel warns that it speaks TCP
         return f"its process ended unexpectedly {where}: {''.join(last) or 'killed without a word'}"
     kind, detail = outcome.problem["kind"], outcome.problem["detail"]
     if kind == "system":
