@@ -281,6 +281,35 @@ def pdf(out: Annotated[Path | None, typer.Option(help="folder for the files", me
             _say(f"printed {path}")
 
 
+def teach(
+    chapter: ChapterName,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the student copy")] = Path("class"),
+) -> None:
+    """Write a student copy of a chapter, without outputs and solutions."""
+    from casestudies_lib.runner.chapters import find_chapter
+    from casestudies_lib.runner.teach import write_student_copy
+
+    _say(f"student copy in {write_student_copy(find_chapter(chapter), out)}")
+
+
+@app.command()
+def slides(
+    chapter: ChapterName,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the file")] = Path("class"),
+) -> None:
+    """Write the slides of a chapter, made from its last run, as one file that needs nothing beside it."""
+    from casestudies_lib.runner.chapters import find_chapter
+    from casestudies_lib.runner.results import replace_file, run_folder
+    from casestudies_lib.runner.site.case import read_case
+    from casestudies_lib.runner.site.slides import slide_file
+
+    case = read_case(chapter, run_folder(find_chapter(chapter), {}))
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / f"{case.name}.slides.html"
+    replace_file(target, slide_file(case, (paths.book() / "slides.css").read_text(encoding="utf-8")).encode())
+    _say(f"slides in {target}")
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check that everything the casebook needs is here, with a line on how to mend what is not."""
