@@ -3,6 +3,7 @@
 A probe changes nothing in what it is given and returns a `ProbeResult`.
 """
 
+from casestudies_lib.probes.ablation_diff import ablation_diff
 from casestudies_lib.probes.alignment import alignment
 from casestudies_lib.probes.causality import causality
 from casestudies_lib.probes.gates import gates
@@ -18,6 +19,7 @@ __all__ = [
     "ProbeFault",
     "ProbeInputError",
     "ProbeResult",
+    "ablation_diff",
     "alignment",
     "causality",
     "gates",

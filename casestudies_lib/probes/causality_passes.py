@@ -1,12 +1,10 @@
 """Run a sequence model from the state in which it was found, as often as asked, and compare outputs by position."""
 
-import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -14,7 +12,15 @@ from torch.utils._pytree import tree_leaves
 from casestudies_lib.probes.guard import left_as_found, random_left_as_found
 from casestudies_lib.probes.inputs import kind_of
 from casestudies_lib.probes.result import ProbeInputError
-from casestudies_lib.probes.twins import Precision, double_by_default, double_twin_of, in_double, twin_of
+from casestudies_lib.probes.twins import (
+    Precision,
+    double_by_default,
+    double_twin_of,
+    in_double,
+    jittered_twin_of,
+    reseed_all,
+    twin_of,
+)
 
 # Enough for sums in another order, and for transforms that spread rounding over all positions.
 ROUNDING_IN_DOUBLE = 1e-10
@@ -69,7 +75,7 @@ class Passes:
                 stack.enter_context(left_as_found(self.module))
                 module = self.module
             if reseed:
-                _reseed(module)
+                reseed_all(module)
             if next(module.parameters()).dtype == torch.float64:
                 stack.enter_context(double_by_default())
                 inputs = in_double(list(inputs))
@@ -90,14 +96,8 @@ class Passes:
         return ROUNDING_IN_EPSILONS * torch.finfo(self.lowest).eps
 
     def jittered(self, jitter: float) -> "Passes":
-        """Return the same with noise on every trainable weight; what is zero in a tensor that is not, stays zero."""
-        module, generator = twin_of(self.module), torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in module.parameters():
-                if parameter.requires_grad and parameter.is_floating_point():
-                    noise = torch.randn(parameter.shape, generator=generator).to(parameter) * jitter
-                    # A mask may be kept in the weights as zeros; a tensor of zeros is an initialisation to wake up.
-                    parameter.copy_(parameter * (1 + noise) if parameter.any() else 0.1 * noise)
+        """Return the same with noise on every trainable weight."""
+        module = jittered_twin_of(self.module, jitter)
         passes = Passes(module, self._call, self.axes, copied=True)
         passes.lowest = self.lowest
         return passes
@@ -157,18 +157,3 @@ def compare(base: Tensor, other: Tensor, places: slice, by_row: bool = False) ->
 
 def _fits(tensor: Tensor, axis: int, length: int) -> bool:
     return tensor.dim() > axis and tensor.shape[axis] == length
-
-
-def _reseed(module: nn.Module, seed: int = 20_011) -> None:
-    """Start elsewhere: the global generators, and those among the module's attributes."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    numpy.random.seed(seed)
-    for part in module.modules():
-        for value in tree_leaves(dict(vars(part))):
-            if isinstance(value, torch.Generator):
-                value.manual_seed(seed)
-            elif isinstance(value, random.Random):
-                value.seed(seed)
-            elif isinstance(value, numpy.random.Generator):
-                value.bit_generator.state = type(value.bit_generator)(seed).state
