@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from casestudies_lib import paths
 from casestudies_lib.claims import SYMBOLS, Report, ReportError, Verdict, load_report
+from casestudies_lib.runner.fault_table import FaultRow
 from casestudies_lib.runner.results import ResultError, read_result
 
 _PROVENANCE = ("started", "seconds", "torch", "python", "platform")
@@ -275,6 +276,23 @@ def chapter_header(case: Case) -> str:
         f'<a href="../downloads/{case.name}.ipynb" download>Notebook</a> · '
         f'<a href="../downloads/{case.name}.verdicts.json" download>verdicts</a></p>\n</div>\n'
     )
+
+
+def fault_table(rows: Sequence[FaultRow]) -> str:
+    """Return an HTML table of the faults: what a user sees of each, the exit code, and what was checked afterwards."""
+    columns = ("What goes wrong", "What you see", "Exit code", "What the test found")
+    cells = [(html_text(row.fault), _said(row), str(row.exit_code), _listed(row.proof)) for row in rows]
+    return table("Faults put in, and what became of them", columns, cells, "faults")
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{html_prose(text)}</li>' for text in texts)}</ul>"
+
+
+def _said(row: FaultRow) -> str:
+    if not row.sees:
+        return '<span class="fine">nothing: it had no time to say anything</span>'
+    return "<br>".join(f"<code>{html_text(line)}</code>" for line in row.sees.splitlines())
 
 
 def probe_table() -> str:

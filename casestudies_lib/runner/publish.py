@@ -19,8 +19,10 @@ from casestudies_lib.claims import MEASUREMENTS_MIME, VERDICTS_MIME, Report, Rep
 from casestudies_lib.runner import pages
 from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.errors import Failure
+from casestudies_lib.runner.fault_table import read_table, table_file
 from casestudies_lib.runner.links import broken_links
 from casestudies_lib.runner.pages import Case
+from casestudies_lib.runner.results import locked
 
 TIME_LIMIT = 600  # seconds; a build takes a few
 MARKER = "casebook-site.json"
@@ -142,6 +144,7 @@ def _generated(cases: Sequence[Case]) -> dict[str, str]:
         "symptoms.md": pages.symptom_index(cases),
         "runs.md": pages.run_table(cases),
         "probes.md": pages.probe_table(),
+        "faults.md": pages.fault_table(read_table(table_file())),
     }
 
 
@@ -250,7 +253,10 @@ def _check_links(site: Path) -> None:
 def _move_into_place(site: Path, destination: Path) -> None:
     """Swap the new site for the old one by two renames on the destination's own filesystem."""
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as folder:
+    with (
+        locked(destination.parent),  # another build would find no old site between the renames
+        tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as folder,
+    ):
         new, old = Path(folder) / "new", Path(folder) / "old"
         shutil.move(site, new)
         if destination.exists():

@@ -133,6 +133,7 @@ def build_casebook(root: Path) -> SmallCasebook:
     shutil.copytree(REAL_ROOT / "book", root / "book")
     for folder in ("data/reports", "notebooks"):
         (root / folder).mkdir(parents=True)
+    shutil.copyfile(REAL_ROOT / "data" / "faults.json", root / "data" / "faults.json")
     found = {
         "plain_case": add_chapter(root, 1, "plain_case", "A plain case", "the gap is real when `λ = 1`", "P"),
         "hostile_case": add_chapter(root, 2, "hostile_case", HOSTILE, HOSTILE, "H"),
