@@ -43,13 +43,16 @@ Notify = Callable[[Progress], None]
 Say = Callable[[str, list[str]], None]
 
 
-def run_chapter(job: Job, notify: Notify = lambda _: None, stop: threading.Event | None = None) -> Path:
+def run_chapter(
+    job: Job, notify: Notify = lambda _: None, stop: threading.Event | None = None, *, enter: bool = True
+) -> Path:
     """Execute one chapter and store its result.
 
     Args:
         job: what to run.
         notify: receives the progress, cell by cell.
         stop: set from another thread, it ends the run early.
+        enter: whether the cache takes the run; the rows of a sweep, which can be thousands, have a store of their own.
 
     Returns:
         The result folder.
@@ -78,7 +81,7 @@ def run_chapter(job: Job, notify: Notify = lambda _: None, stop: threading.Event
             "not_cached": doubts,
         }
         folder = results.write_result(job.destination, scratch, notebook, verdicts, provenance)
-    if not doubts:
+    if enter and not doubts:
         with contextlib.suppress(OSError):  # the result stands; without room for the cache it is only not found again
             cache.enter(job, key, reads, notebook, verdicts, provenance)
     return folder
