@@ -67,8 +67,12 @@ def _usage_error(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    """Write a line for people to standard error, so that standard output stays clean for programs."""
-    sys.stderr.write(line + "\n")
+    """Write a line for people to standard error, so that standard output stays clean for programs.
+
+    What a notebook, a report or a file name brings into it can neither steer the terminal nor turn the line around.
+    """
+    shown = "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in line)
+    sys.stderr.write(shown + "\n")
 
 
 def _print_json(value: object) -> None:

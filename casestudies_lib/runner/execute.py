@@ -17,7 +17,7 @@ from casestudies_lib import paths
 from casestudies_lib.runner import cache, results
 from casestudies_lib.runner.cache_key import Key, changes, everything, key_of, parts
 from casestudies_lib.runner.cache_native import native_readers
-from casestudies_lib.runner.chapters import claim_ids, read_notebook, tags_of
+from casestudies_lib.runner.chapters import claim_ids, read_notebook, strict_json, tags_of
 from casestudies_lib.runner.completeness import Incomplete, cell_name, verdicts_of
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.jobs import Job
@@ -151,7 +151,7 @@ def _judged(job: Job, source: dict, scratch: Path, outcome: Outcome) -> tuple[by
         if outcome.problem or not outcome.ended:
             raise Incomplete(_early_end(job, source, outcome))
         content = executed.read_bytes()
-        return content, verdicts_of(json.loads(content), job.chapter.slug, claim_ids(job.chapter.slug))
+        return content, verdicts_of(strict_json(content.decode()), job.chapter.slug, claim_ids(job.chapter.slug))
     except (Incomplete, OSError, ValueError) as error:
         partial = results.keep_partial(job.destination, executed)
         kept = f"; partial notebook: {partial}" if partial else ""
