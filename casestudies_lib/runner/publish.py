@@ -19,6 +19,7 @@ from casestudies_lib.runner.errors import CasebookError, Failure
 from casestudies_lib.runner.links import broken_links
 from casestudies_lib.runner.site.case import Case, read_case
 from casestudies_lib.runner.site.lighten import lighten
+from casestudies_lib.runner.site.mend import mend
 from casestudies_lib.runner.site.policy import PolicyError, guard
 from casestudies_lib.runner.site.stage import write_stage
 
@@ -53,6 +54,7 @@ def publish(results: dict[str, Path], destination: Path) -> Path:
             write_stage(stage, cases)
             site = _build(stage)
             lighten(site)
+            mend(site)
             guard(site)
         except (ReportError, PolicyError, CasebookError) as error:
             raise error if isinstance(error, PublishError) else PublishError(str(error)) from error
