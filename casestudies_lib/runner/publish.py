@@ -21,6 +21,7 @@ from casestudies_lib.runner.private import private_traces
 from casestudies_lib.runner.results import locked
 from casestudies_lib.runner.site.case import Case, read_case
 from casestudies_lib.runner.site.lighten import lighten
+from casestudies_lib.runner.site.mend import mend
 from casestudies_lib.runner.site.policy import PolicyError, guard
 from casestudies_lib.runner.site.stage import write_stage
 
@@ -56,6 +57,7 @@ def publish(results: dict[str, Path], destination: Path) -> Path:
             write_stage(stage, cases)
             site = _build(stage)
             lighten(site)
+            mend(site)
             guard(site)
         except (ReportError, PolicyError, CasebookError) as error:
             raise error if isinstance(error, PublishError) else PublishError(str(error)) from error
