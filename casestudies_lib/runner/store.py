@@ -13,7 +13,7 @@ from casestudies_lib.runner.errors import Failure, Mistake
 from casestudies_lib.runner.jobs import Job
 from casestudies_lib.runner.page_outputs import unpublishable
 from casestudies_lib.runner.private import private_traces_in
-from casestudies_lib.runner.results import NOTEBOOK, Result, changes, inputs, replace_file, unwritable
+from casestudies_lib.runner.results import NOTEBOOK, Result, replace_file, staleness, unwritable
 
 STORED_LIMIT = 1_000_000  # bytes of a stored notebook
 
@@ -37,6 +37,7 @@ def store_notebook(job: Job, result: Result) -> list[str]:
     current = read_notebook(job.chapter.path)
     if _authored(current) != _authored(executed):
         raise Failure(f"{job.chapter.path.name} was edited while it ran; not stored: run it again")
+    changed = staleness(result, job.chapter, job.parameters)
     content = notebook_text(cleaned(executed)).encode()
     if objections := storing_objections(cleaned(executed), len(content)):
         raise Failure(f"{job.chapter.path.name} is not stored: {'; '.join(objections)}")
@@ -44,7 +45,7 @@ def store_notebook(job: Job, result: Result) -> list[str]:
         replace_file(job.chapter.path, content)
     except OSError as error:
         raise Failure(unwritable(job.chapter.path, error)) from error
-    return changes(result.provenance["inputs"], inputs(job.chapter, current, job.parameters, job.values))
+    return changed
 
 
 def storing_objections(notebook: dict, size: int) -> list[str]:
