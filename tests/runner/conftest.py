@@ -194,6 +194,12 @@ def make_book(root: Path) -> Book:
     return Book(root)
 
 
+@pytest.fixture(scope="session")
+def new_book():
+    """Return the function that makes an empty book in a folder, for fixtures that share one among many tests."""
+    return make_book
+
+
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """A book with one chapter, `tiny`; this process and the commands it starts see it as their root."""
