@@ -66,7 +66,7 @@ def test_nothing_survives_the_death_of_the_worker_and_the_run_fails(running):
 
 def test_nothing_survives_the_death_of_the_guard_and_the_run_fails(running):
     book, process = running
-    (guard,) = [p for p in book.survivors() if "runner.guard" in command(p)]
+    (guard,) = [p for p in book.survivors() if "runner.guard" in command(p) and "runner.worker" in command(p)]
     guard.kill()
     assert process.wait(GRACE + 1) == 1
     assert book.wait_until_alone(GRACE) == []
