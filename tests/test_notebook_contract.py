@@ -13,6 +13,7 @@ from casestudies_lib.claims import load_report, report_slugs
 from casestudies_lib.runner.chapters import all_chapters, source_of, tags_of
 from casestudies_lib.runner.cleaning import cleaned
 from casestudies_lib.runner.completeness import Incomplete, verdicts_of
+from casestudies_lib.runner.exercises import exercises_of
 from casestudies_lib.runner.parameters import read_parameters
 
 COMPARED = "nbval-check-output"
@@ -152,6 +153,22 @@ def test_every_figure_says_in_words_what_it_shows(path):
 def test_every_claim_has_a_section_to_link_to(path):
     text = "\n".join(source_of(cell) for cell in notebook_of(path)["cells"] if cell["cell_type"] == "markdown")
     assert all(f"({claim.id.lower()})=" in text for claim in load_report(slug_of(path)).claims)
+
+
+@every(CHAPTERS)
+def test_every_exercise_fails_on_its_stub_and_passes_on_its_solution(path):
+    exercises = exercises_of(notebook_of(path), path.name)
+    assert [exercise.number for exercise in exercises] == list(range(1, len(exercises) + 1))
+    assert len(exercises) >= 3
+    for exercise in exercises:
+        calls = f"check_{exercise.number}(answer_{exercise.number})"
+        assert f"def check_{exercise.number}(answer" in source_of(exercise.check)
+        for cell, said in ((exercise.stub, "False"), (exercise.solution, "True")):
+            assert source_of(cell).strip().splitlines()[-1] == calls
+            assert text_of(cell["outputs"][-1]) == said, exercise.number
+            assert COMPARED in tags_of(cell)
+        assert "hide-cell" in tags_of(exercise.solution)
+        assert len(exercise.wrong.split()) >= 8, exercise.number
 
 
 def stripped(notebook: dict) -> dict:

@@ -46,8 +46,8 @@ Warn = Callable[[str], None]
 
 
 def run_chapter(
-    job: Job, notify: Notify = lambda _: None, stop: threading.Event | None = None, *, warm: Path | None = None,
-    warn: Warn = lambda _: None,
+    job: Job, notify: Notify = lambda _: None, stop: threading.Event | None = None, *, enter: bool = True,
+    warm: Path | None = None, warn: Warn = lambda _: None,
 ) -> Path:  # fmt: skip
     """Execute one chapter and store its result.
 
@@ -55,6 +55,7 @@ def run_chapter(
         job: what to run.
         notify: receives the progress, cell by cell.
         stop: set from another thread, it ends the run early.
+        enter: whether the cache takes the run; the rows of a sweep, which can be thousands, have a store of their own.
         warm: the socket of a process to fork the kernel from, see `warm_process`.
         warn: receives a line where the kernel could not be forked.
 
@@ -87,7 +88,7 @@ def run_chapter(
             "not_cached": doubts,
         }
         folder = results.write_result(job.destination, scratch, notebook, verdicts, provenance)
-    if not doubts:
+    if enter and not doubts:
         with contextlib.suppress(OSError):  # the result stands; without room for the cache it is only not found again
             cache.enter(job, key, reads, notebook, verdicts, provenance)
     return folder
@@ -169,7 +170,8 @@ def _early_end(job: Job, source: dict, outcome: Outcome) -> str:
     if outcome.running is not None:
         where = f"in {cell_name(_with_injection(job, source), outcome.running)}"
     if outcome.problem is None:
-        last = outcome.errors.decode(errors="replace").strip().splitlines()[-1:]
+        said = outcome.errors.decode(errors="replace").strip().splitlines()
+        last = [line for line in said if "WARNING" not in line][-1:]  # every kernel warns that it speaks TCP
         return f"its process ended unexpectedly {where}: {''.join(last) or 'killed without a word'}"
     kind, detail = outcome.problem["kind"], outcome.problem["detail"]
     if kind == "system":

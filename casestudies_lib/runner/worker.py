@@ -31,6 +31,7 @@ from casestudies_lib.runner.warm_files import ADDRESS, PROVISIONER
 from casestudies_lib.runner.worker_files import EXECUTED, SOURCE
 
 OUTPUT_LIMIT = 16 * 2**20  # characters a run may print or show; a chapter stores at most 1 MB
+_LINE = 12  # characters around an entry of a list: a notebook file gives each a line, indented
 SAVE_EVERY = 5.0  # seconds between copies of the unfinished notebook
 _ATTEMPTS = 3  # at starting a kernel: another program may take one of its ports before it does
 _RECORD = "__import__('casestudies_lib.runner.cache_recorder', fromlist=['start']).start({})"
@@ -102,10 +103,7 @@ class _Client(PapermillNotebookClient):
         return result
 
     def process_message(self, message, *arguments, **options):
-        content = message["content"]
-        self.session.shown += len(content.get("text", "")) + sum(
-            len(data) for data in content.get("data", {}).values() if isinstance(data, str)
-        )
+        self.session.shown += _characters(message["content"])
         if self.session.shown > OUTPUT_LIMIT:
             self._kill_kernel()  # an exception would be lost: nbclient reads messages in a task of its own
             return None
@@ -146,6 +144,17 @@ def _fork_kernels(address: str) -> None:
     entry = EntryPoint(PROVISIONER, "casestudies_lib.runner.warm_provisioner:WarmProvisioner", factory.GROUP_NAME)
     factory.provisioners.setdefault(PROVISIONER, entry)
     factory.default_provisioner_name = PROVISIONER
+
+
+def _characters(value: object) -> int:
+    """Return about how many characters a message adds to the notebook file, whatever its kind: errors and JSON too."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(key) + _characters(entry) for key, entry in value.items())
+    if isinstance(value, list):
+        return sum(_LINE + _characters(entry) for entry in value)
+    return 4
 
 
 def _engine(session: Session) -> type[Engine]:

@@ -172,16 +172,31 @@ def test_a_child_that_left_everything_behind_is_ended_with_its_forked_kernel(boo
     assert book.survivors() == []
 
 
-@pytest.mark.parametrize("victim", ["runner.warm_server", "runner.worker"])
-def test_nothing_survives_when_a_part_of_the_machinery_is_killed(book, local, victim):
+@pytest.fixture
+def in_a_cell(book, local):
+    """A `casebook run` whose forked kernel is inside a cell that holds the interpreter lock."""
     book.write_chapter("tiny", ("print('here', flush=True)", STUBBORN))
     process = book.start("run", "tiny")
     deadline = time.monotonic() + 40
     while "code cell 3" not in (line := process.stderr.readline()) and time.monotonic() < deadline and line:
         pass
+    return book, process
+
+
+@pytest.mark.parametrize("victim", ["runner.warm_server", "runner.worker"])
+def test_nothing_survives_when_a_part_of_the_machinery_is_killed(in_a_cell, victim):
+    book, process = in_a_cell
     (killed,) = [p for p in book.survivors() if runs(p, victim)]
     killed.kill()
     assert process.wait(15) == 1
+    assert book.wait_until_alone(5) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_no_forked_kernel_survives_a_signal_to_casebook(in_a_cell, number, status):
+    book, process = in_a_cell
+    process.send_signal(number)
+    assert process.wait(10) == status
     assert book.wait_until_alone(5) == []
 
 
