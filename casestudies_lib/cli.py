@@ -1,6 +1,7 @@
 """The command line `casebook`; each command imports what it needs, so that the light ones answer at once."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -20,6 +21,8 @@ app = typer.Typer(
 )
 ChapterName = Annotated[str, typer.Argument(metavar="CHAPTER", help="slug of the chapter, see casebook list")]
 ChapterNames = Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER]...", help="slugs; all when none is given")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="run, whatever the cache holds")]
+_STOPPED = {128 + number: number.name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a program")]
 
 
@@ -30,12 +33,25 @@ def main() -> NoReturn:
     except CasebookError as error:
         _say(f"error: {error}")
         status = error.exit_code
+    except SystemExit as end:
+        status = end.code
+        if status in _STOPPED:
+            _say(f"stopped by {_STOPPED[status]}: nothing of an unfinished run is stored, finished results stay; "
+                 "to go on, give the same command again")  # fmt: skip
+    except SyntaxError as error:
+        _say(f"error: {_relative(error.filename)}, line {error.lineno}, is not Python: {error.msg}; mend that line")
+        status = Failure.exit_code
     except OSError as error:
         _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         status = Failure.exit_code
     except Exception as error:
         status = _usage_error(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _relative(file: str | None) -> str:
+    path = Path(file or "a module")
+    return str(path.relative_to(paths.root())) if path.is_relative_to(paths.root()) else str(path)
 
 
 def _usage_error(error: Exception) -> int:
@@ -104,11 +120,12 @@ def run(
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for the whole run")] = 900.0,
     cell_limit: Annotated[float | None, typer.Option(metavar="SECONDS", help="limit for one cell")] = None,
     store: Annotated[bool, typer.Option(help="write the executed notebook back to notebooks/")] = False,
+    fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a chapter with papermill and keep notebook, verdicts and provenance."""
+    """Run a chapter with papermill, unless nothing it reads has changed; keep notebook, verdicts and provenance."""
     from casestudies_lib.runner.chapters import find_chapter
-    from casestudies_lib.runner.execute import run_side_by_side
+    from casestudies_lib.runner.execute import obtain
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
     from casestudies_lib.runner.results import read_result
@@ -118,7 +135,7 @@ def run(
     if store:
         check_storable(job)
     with shown([job.chapter.slug]) as notify:
-        folder = run_side_by_side([job], notify)[job.chapter.slug]
+        folder = obtain([job], notify, fresh=fresh, say=_say_when_cached)[job.chapter.slug]
     result = read_result(folder)
     if store:
         changed = store_notebook(job, result)
@@ -131,6 +148,11 @@ def run(
         return
     _verdict_table(result.verdicts)
     _say(f"result in {folder} ({result.provenance['seconds']} s)")
+
+
+def _say_when_cached(slug: str, reasons: list[str]) -> None:
+    if not reasons:
+        _say(f"{slug}: nothing it read has changed, so it did not run again; --fresh runs it")
 
 
 def _verdict_table(records: list[dict]) -> None:
@@ -184,16 +206,51 @@ def check(
 @app.command()
 def build(
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each chapter")] = 900.0,
+    fresh: Fresh = False,
 ) -> None:
-    """Run every chapter and publish the site in _build/html."""
+    """Run the chapters that a change reaches and publish the site in _build/html."""
     from casestudies_lib.runner.build import build as build_site
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
 
     jobs = [prepare(chapter, time_limit=time_limit) for chapter in _chosen(None)]
     with shown([job.chapter.slug for job in jobs]) as notify:
-        page = build_site(jobs, paths.build() / "html", notify, _say)
+        page = build_site(jobs, paths.build() / "html", notify, _say, fresh=fresh)
     _say(f"site in {page}; look at it with: casebook serve")
+
+
+cache_app = typer.Typer(help="Look into the cache of results, or tidy it.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("ls")
+def cache_ls(as_json: AsJson = False) -> None:
+    """List the runs that the cache holds, and whether each would be served now."""
+    from casestudies_lib.runner.cache_overview import listing
+
+    rows = listing()
+    if as_json:
+        _print_json(rows)
+        return
+    columns = ["chapter", "parameters", "started", "seconds", "state", "why"]
+    _table("Cache", columns, [["; ".join(r[c]) if c == "why" else r[c] for c in columns] for r in rows])
+
+
+@cache_app.command("gc")
+def cache_gc(
+    keep: Annotated[int, typer.Option(min=0, metavar="N", help="newest runs to keep of each chapter")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Remove damaged and old runs from the cache."""
+    from dataclasses import asdict
+
+    from casestudies_lib.runner.cache_store import collect
+
+    swept = collect(keep)
+    if as_json:
+        _print_json(asdict(swept))
+        return
+    _say(f"removed {swept.removed} runs, kept {swept.kept}, freed {swept.freed_bytes / 1e6:.1f} MB")
 
 
 @app.command()
@@ -241,6 +298,17 @@ def slides(
     target = out / f"{case.name}.slides.html"
     replace_file(target, slide_file(case, (paths.book() / "slides.css").read_text(encoding="utf-8")).encode())
     _say(f"slides in {target}")
+
+
+@app.command()
+def pdf(out: Annotated[Path | None, typer.Option(help="folder for the files", metavar="DIR")] = None) -> None:
+    """Print the built site: the whole book as one PDF, and each chapter as one of its own."""
+    from casestudies_lib.runner.execute import interruptible
+    from casestudies_lib.runner.pdf import print_site
+
+    with interruptible():
+        for path in print_site(paths.build() / "html", out or paths.build() / "pdf"):
+            _say(f"printed {path}")
 
 
 @app.command()

@@ -17,6 +17,7 @@ from casestudies_lib import paths
 from casestudies_lib.claims import ReportError
 from casestudies_lib.runner.errors import CasebookError, Failure
 from casestudies_lib.runner.links import broken_links
+from casestudies_lib.runner.results import locked
 from casestudies_lib.runner.site.case import Case, read_case
 from casestudies_lib.runner.site.lighten import lighten
 from casestudies_lib.runner.site.mend import mend
@@ -152,7 +153,10 @@ def _check_links(site: Path) -> None:
 def _move_into_place(site: Path, destination: Path) -> None:
     """Swap the new site for the old one by two renames on the destination's own filesystem."""
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as folder:
+    with (
+        locked(destination.parent),  # another build would find no old site between the renames
+        tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as folder,
+    ):
         new, old = Path(folder) / "new", Path(folder) / "old"
         shutil.move(site, new)
         if destination.exists():

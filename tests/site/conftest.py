@@ -20,6 +20,7 @@ from nbformat import v4
 from casestudies_lib.claims import SYMBOLS, VERDICTS_MIME, Table
 from casestudies_lib.figures import Shown
 from casestudies_lib.runner import results
+from casestudies_lib.runner.cache_key import parts
 from casestudies_lib.runner.chapters import find_chapter, read_notebook
 from casestudies_lib.runner.parameters import read_parameters
 from casestudies_lib.runner.publish import MARKER, publish
@@ -170,7 +171,7 @@ def inputs_of(slug: str) -> dict[str, str]:
     chapter = find_chapter(slug)
     content = read_notebook(chapter.path)
     parameters = read_parameters(content, chapter.path.name)
-    return results.inputs(chapter, content, parameters, {entry.name: entry.default for entry in parameters})
+    return parts(slug, content, parameters, {entry.name: entry.default for entry in parameters})
 
 
 def write_contents(root: Path, names: list[str]) -> None:
@@ -205,6 +206,7 @@ def build_casebook(root: Path) -> SmallCasebook:
     (root / "book" / "lessons.toml").write_text(LESSONS, encoding="utf-8")
     evidence_of_a_sweep().to_parquet(root / "data" / "evidence" / "plain_case.parquet")
     (root / "data" / "evidence" / "plain_case.json").write_text('{"commit": "abc", "rows": 24}', encoding="utf-8")
+    shutil.copyfile(REAL_ROOT / "data" / "faults.json", root / "data" / "faults.json")
     found = {
         "plain_case": add_chapter(root, 1, "plain_case", "A plain case", "the gap is real when `λ = 1`", "P"),
         "hostile_case": add_chapter(root, 2, "hostile_case", HOSTILE, HOSTILE, "H"),

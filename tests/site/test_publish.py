@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -84,6 +86,26 @@ def test_a_swap_that_fails_half_way_puts_the_old_site_back(casebook, old_site, b
     with pytest.raises(OSError, match="no"):
         publish(casebook.results, casebook.site)
     assert content_of(casebook.site) == old_site
+
+
+def test_two_swaps_at_once_leave_one_whole_site(casebook, old_site, monkeypatch):
+    """Each step is made slow, so that without a lock the two would meet between them."""
+    rename = type(casebook.site).rename
+
+    def slow(self, target):
+        time.sleep(0.1)
+        return rename(self, target)
+
+    def swap(name):
+        (casebook.root / name).mkdir()
+        (casebook.root / name / "index.html").write_text(name)
+        publishing._move_into_place(casebook.root / name, casebook.site)
+
+    monkeypatch.setattr(type(casebook.site), "rename", slow)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(swap, ["first", "second"]))
+    assert (casebook.site / "index.html").read_text() in ("first", "second")
+    assert [path.name for path in (casebook.root / "_build").iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_folder_that_is_no_site_is_never_replaced(casebook, builds):

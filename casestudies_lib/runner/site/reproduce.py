@@ -1,14 +1,13 @@
 """What the page for those who run the book themselves is made of: runs, sweeps, faults put back, and probes."""
 
 import ast
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from casestudies_lib import paths
+from casestudies_lib.runner.fault_table import FaultRow
 from casestudies_lib.runner.site.case import Case
 from casestudies_lib.runner.site.markup import html_prose, html_text, table
-from casestudies_lib.runner.site.sweeps import SweepError, provenance_rows
+from casestudies_lib.runner.site.sweeps import provenance_rows
 
 _SCALARS = (str, int, float, bool)
 
@@ -46,28 +45,21 @@ def _provenance(provenance: dict) -> str:
     return "; ".join(f"{html_text(name)}: {html_text(value)}" for name, value in shown.items())
 
 
-def fault_table() -> str:
-    """Return an HTML table of what users see when something goes wrong, as the tests observed it.
+def fault_table(rows: Sequence[FaultRow]) -> str:
+    """Return an HTML table of the faults: what a user sees of each, the exit code, and what was checked afterwards."""
+    columns = ("What goes wrong", "What you see", "Exit code", "What the test found")
+    cells = [(html_text(row.fault), _said(row), str(row.exit_code), _listed(row.proof)) for row in rows]
+    return table("Faults put in, and what became of them", columns, cells, "faults")
 
-    Raises:
-        SweepError: the table's file is not what the tests write.
-    """
-    path = paths.root() / "data" / "faults.json"
-    if not path.is_file():
-        return '<p class="fine">The table of faults has not been made yet.</p>\n'
-    try:
-        rows = [
-            (
-                html_prose(row["fault"]),
-                f"<code>{html_text(row['sees'])}</code>",
-                html_text(row["exit_code"]),
-                "<br>".join(html_prose(line) for line in row["proof"]),
-            )
-            for row in json.loads(path.read_text(encoding="utf-8"))
-        ]
-    except (ValueError, TypeError, KeyError) as error:
-        raise SweepError(f"{path} is no table of faults ({error}); restore it from the repository") from error
-    return table("Faults", ("What goes wrong", "What you see", "Exit", "Checked afterwards"), rows, "faults")
+
+def _listed(texts: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{html_prose(text)}</li>' for text in texts)}</ul>"
+
+
+def _said(row: FaultRow) -> str:
+    if not row.sees:
+        return '<span class="fine">nothing: it had no time to say anything</span>'
+    return "<br>".join(f"<code>{html_text(line)}</code>" for line in row.sees.splitlines())
 
 
 def probe_table() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from casestudies_lib import paths
 from casestudies_lib.claims import Report, load_report, report_slugs
 from casestudies_lib.runner.errors import Failure
+from casestudies_lib.runner.fault_table import read_table, table_file
 from casestudies_lib.runner.site import pictures, reproduce
 from casestudies_lib.runner.site.board import verdict_board
 from casestudies_lib.runner.site.case import Case
@@ -62,7 +63,7 @@ def _generated(cases: Sequence[Case], figures: Path) -> dict[str, str]:
         "teaching.md": teaching_page(cases),
         "runs.md": reproduce.run_table(cases),
         "sweeps.md": reproduce.sweep_table(cases),
-        "faults.md": reproduce.fault_table(),
+        "faults.md": reproduce.fault_table(read_table(table_file())),
         "probes.md": reproduce.probe_table(),
     }
 
