@@ -7,7 +7,7 @@ import pytest
 
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.fault_table import FaultRow, read_table, table_text
-from casestudies_lib.runner.site import reproduce
+from casestudies_lib.runner.site.reproduce import fault_table
 
 TESTS = Path(__file__).resolve().parent
 COMMITTED = read_table(TESTS.parent / "data" / "faults.json")
@@ -63,7 +63,7 @@ def test_a_file_that_is_no_such_table_is_refused_with_the_way_to_make_it(tmp_pat
 
 
 def test_the_page_shows_every_part_of_a_row_as_text():
-    shown = reproduce.fault_table([ROW, FaultRow("Killed", "", 137, ("gone",))])
+    shown = fault_table([ROW, FaultRow("Killed", "", 137, ("gone",))])
     assert '<th scope="row">A cell &lt;ends&gt; it all</th>' in shown
     assert "<code>error: `x` &amp; y</code><br><code>error: z</code>" in shown
     assert "<td>137</td>" in shown

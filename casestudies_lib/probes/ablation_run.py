@@ -11,7 +11,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from casestudies_lib.probes.guard import random_left_as_found
 from casestudies_lib.probes.result import ProbeInputError
-from casestudies_lib.probes.twins import double_by_default, double_twin_of, in_double, jittered_twin_of, reseed, twin_of
+from casestudies_lib.probes.twins import (
+    double_by_default,
+    double_twin_of,
+    in_double,
+    jittered_twin_of,
+    reseed_all,
+    twin_of,
+)
 
 Call = Callable[[nn.Module, Any], Any]
 ROUNDING_IN_DOUBLE = 1e-10
@@ -109,7 +116,7 @@ def _ran(module: nn.Module, inputs: Any, call: Call, other_seed: bool = False) -
     calls: dict[str, tuple[tuple, dict, Any]] = {}
     with random_left_as_found(), torch.inference_mode(False), torch.enable_grad(), ExitStack() as hooks:
         if other_seed:
-            reseed(module)
+            reseed_all(module)
         for path, part in module.named_modules():
             hooks.enter_context(_removed(part.register_forward_pre_hook(_before(calls, path), with_kwargs=True)))
             hooks.enter_context(_removed(part.register_forward_hook(_after(calls, path), with_kwargs=True)))

@@ -12,7 +12,15 @@ from torch.utils._pytree import tree_leaves
 from casestudies_lib.probes.guard import left_as_found, random_left_as_found
 from casestudies_lib.probes.inputs import kind_of
 from casestudies_lib.probes.result import ProbeInputError
-from casestudies_lib.probes.twins import Precision, double_by_default, double_twin_of, in_double, twin_of
+from casestudies_lib.probes.twins import (
+    Precision,
+    double_by_default,
+    double_twin_of,
+    in_double,
+    jittered_twin_of,
+    reseed_all,
+    twin_of,
+)
 
 # Enough for sums in another order, and for transforms that spread rounding over all positions.
 ROUNDING_IN_DOUBLE = 1e-10
@@ -67,7 +75,7 @@ class Passes:
                 stack.enter_context(left_as_found(self.module))
                 module = self.module
             if reseed:
-                reseed(module)
+                reseed_all(module)
             if next(module.parameters()).dtype == torch.float64:
                 stack.enter_context(double_by_default())
                 inputs = in_double(list(inputs))

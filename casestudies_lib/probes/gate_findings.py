@@ -10,6 +10,8 @@ from casestudies_lib.probes.result import SEVERITIES, Finding, shown
 CHAPTER = "mixing_gates"
 LEARNS, ASLEEP, UNKNOWN = "learning", "asleep", "unknown"
 DEAD, ABSORBED, ABSORBING, DETACHED, MISSED = "dead", "absorbed", "absorbing", "detached", "never moved"
+# Gradient and finite difference that are further apart than this share of the larger have little in common.
+MOSTLY = 0.5
 FAULTY = (DEAD, ABSORBED, ABSORBING, DETACHED, MISSED)
 
 _SEVERITY = {DEAD: "fault", ABSORBED: "fault", DETACHED: "fault", MISSED: "fault", ABSORBING: "warning", ASLEEP: "note"}
@@ -156,7 +158,8 @@ def _distorted(there: list[Reading]) -> list[Finding]:
     )
     meaning = "The gradient is not that of the loss: part of the path is detached, or a surrogate stands in for it."
     what_to_do = "Look for detach() or a straight-through estimator, and make sure that it is meant."
-    return [Finding("warning", _listed(there), measured, meaning, what_to_do, CHAPTER)]
+    most = any(abs(r.difference - r.gradient) > MOSTLY * max(abs(r.difference), abs(r.gradient)) for r in there)
+    return [Finding("warning" if most else "note", _listed(there), measured, meaning, what_to_do, CHAPTER)]
 
 
 def _points(there: list[Reading]) -> list[Finding]:

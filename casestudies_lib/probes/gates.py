@@ -68,7 +68,7 @@ def gates(
     further_batches: Sequence[Any] = (),
     steps: int = 20,
     saturated: float = 0.1,
-    mostly_decay: float = 0.5,
+    mostly_decay: float = 0.75,
 ) -> ProbeResult:
     """Tell for each scalar or per-head gate whether it learns, what moves it, and what its branch carries.
 
@@ -98,11 +98,12 @@ def gates(
         further_batches: more batches for the steps.
         steps: how many to take, at the present learning rate.
         saturated: a warning if a sigmoid's or tanh's mean slope is below this share of its steepest.
-        mostly_decay: a warning if decay makes at least this share of a gate's movement.
+        mostly_decay: a warning if decay makes at least this share of a gate's movement; it is a half where decay and
+            gradient hold each other.
 
     Returns:
         A result whose `ok` is False if a gate cannot learn, may fall into a place where it cannot, is saturated, is
-        moved mostly by decay, or its gradient is not that of the loss. `measures` holds the numbers by gate.
+        moved mostly by decay, or its gradient has little to do with the loss. `measures` holds the numbers by gate.
 
     Raises:
         ProbeInputError: names the argument, what came and what to give; for a gate that does not exist, near names.

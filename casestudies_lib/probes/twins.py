@@ -100,7 +100,7 @@ class Precision(TorchDispatchMode):
         return result
 
 
-def reseed(module: nn.Module, seed: int = 20_011) -> None:
+def reseed_all(module: nn.Module, seed: int = 20_011) -> None:
     """Start random numbers elsewhere: the global generators, and those among the module's attributes."""
     torch.manual_seed(seed)
     random.seed(seed)

@@ -17,6 +17,7 @@ from casestudies_lib import paths
 from casestudies_lib.claims import ReportError
 from casestudies_lib.runner.errors import CasebookError, Failure
 from casestudies_lib.runner.links import broken_links
+from casestudies_lib.runner.private import private_traces
 from casestudies_lib.runner.results import locked
 from casestudies_lib.runner.site.case import Case, read_case
 from casestudies_lib.runner.site.lighten import lighten
@@ -26,6 +27,7 @@ from casestudies_lib.runner.site.stage import write_stage
 
 TIME_LIMIT = 600  # seconds; a build takes a few
 MARKER = "casebook-site.json"
+_READ = (".html", ".ipynb", ".json", ".txt", ".xml")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -60,6 +62,7 @@ def publish(results: dict[str, Path], destination: Path) -> Path:
         except (ReportError, PolicyError, CasebookError) as error:
             raise error if isinstance(error, PublishError) else PublishError(str(error)) from error
         _check_links(site)
+        _check_private(site)
         (site / MARKER).write_text(json.dumps({"chapters": [case.report.slug for case in cases]}), encoding="utf-8")
         _move_into_place(site, destination)
     return destination
@@ -148,6 +151,13 @@ def _check_links(site: Path) -> None:
     """Refuse links that end nowhere and anything that a page would fetch from elsewhere; Sphinx sees no raw HTML."""
     if broken := broken_links(site):
         raise PublishError("the pages hold links that lead nowhere:\n" + "\n".join(broken))
+
+
+def _check_private(site: Path) -> None:
+    """Refuse pages and downloads that tell of this machine, wherever that comes from: a chapter, a tool, a page."""
+    for path in sorted(path for path in site.rglob("*") if path.suffix in _READ or path.name == "searchindex.js"):
+        if traces := private_traces(path.read_text(encoding="utf-8")):
+            raise PublishError(f"{path.relative_to(site)} would publish {'; '.join(traces)}")
 
 
 def _move_into_place(site: Path, destination: Path) -> None:

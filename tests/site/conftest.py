@@ -203,10 +203,10 @@ def build_casebook(root: Path) -> SmallCasebook:
     shutil.copytree(REAL_ROOT / "book", root / "book")
     for folder in ("data/reports", "data/evidence", "notebooks"):
         (root / folder).mkdir(parents=True)
+    shutil.copyfile(REAL_ROOT / "data" / "faults.json", root / "data" / "faults.json")
     (root / "book" / "lessons.toml").write_text(LESSONS, encoding="utf-8")
     evidence_of_a_sweep().to_parquet(root / "data" / "evidence" / "plain_case.parquet")
     (root / "data" / "evidence" / "plain_case.json").write_text('{"commit": "abc", "rows": 24}', encoding="utf-8")
-    shutil.copyfile(REAL_ROOT / "data" / "faults.json", root / "data" / "faults.json")
     found = {
         "plain_case": add_chapter(root, 1, "plain_case", "A plain case", "the gap is real when `λ = 1`", "P"),
         "hostile_case": add_chapter(root, 2, "hostile_case", HOSTILE, HOSTILE, "H"),

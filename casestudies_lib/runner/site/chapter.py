@@ -7,6 +7,8 @@ from pathlib import Path
 from casestudies_lib.claims import MEASUREMENTS_MIME, VERDICTS_MIME
 from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.errors import Failure
+from casestudies_lib.runner.page_outputs import unpublishable
+from casestudies_lib.runner.private import private_traces_in
 from casestudies_lib.runner.site.case import Case
 from casestudies_lib.runner.site.markup import html_text, tally
 from casestudies_lib.runner.site.pictures import extracted
@@ -30,10 +32,11 @@ def chapter_notebook(case: Case, figures: Path, explorer: str) -> dict:
         explorer: the explorer of the chapter's sweep as HTML; empty where there is none.
 
     Raises:
-        ChapterPageError: a trial has no target to link to, or the notebook does not open with its title.
+        ChapterPageError: a trial has no target to link to, an output may not be shown, or the title is missing.
     """
     notebook = case.notebook
     _check_targets(case, notebook)
+    _check_outputs(case, notebook)
     cells = [_shown(cell, figures) for cell in notebook["cells"]]
     return notebook | {"cells": _with_explorer(_with_header(case, cells), explorer)}
 
@@ -44,6 +47,11 @@ def _check_targets(case: Case, notebook: dict) -> None:
     if missing := [verdict.id for verdict in case.verdicts if verdict.id.lower() not in targets]:
         raise ChapterPageError(f"{case.name}.ipynb has no target for {', '.join(missing)}; write "
                                f"`({missing[0].lower()})=` on the line before the heading of its trial")  # fmt: skip
+
+
+def _check_outputs(case: Case, notebook: dict) -> None:
+    if problems := [*unpublishable(notebook), *(f"it holds {trace}" for trace in private_traces_in(notebook))]:
+        raise ChapterPageError(f"{case.name}.ipynb may not be published: {'; '.join(problems)}")
 
 
 def _shown(cell: dict, figures: Path) -> dict:

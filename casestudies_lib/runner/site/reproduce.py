@@ -45,11 +45,11 @@ def _provenance(provenance: dict) -> str:
     return "; ".join(f"{html_text(name)}: {html_text(value)}" for name, value in shown.items())
 
 
-def fault_table(rows: Sequence[FaultRow]) -> str:
+def fault_table(found: Sequence[FaultRow]) -> str:
     """Return an HTML table of the faults: what a user sees of each, the exit code, and what was checked afterwards."""
     columns = ("What goes wrong", "What you see", "Exit code", "What the test found")
-    cells = [(html_text(row.fault), _said(row), str(row.exit_code), _listed(row.proof)) for row in rows]
-    return table("Faults put in, and what became of them", columns, cells, "faults")
+    rows = [(html_text(row.fault), _said(row), str(row.exit_code), _listed(row.proof)) for row in found]
+    return table("Faults put in, and what became of them", columns, rows, "faults")
 
 
 def _listed(texts: Iterable[str]) -> str:
