@@ -1,6 +1,7 @@
 """The command line `casebook`; each command imports what it needs, so that the light ones answer at once."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -21,6 +22,7 @@ app = typer.Typer(
 ChapterName = Annotated[str, typer.Argument(metavar="CHAPTER", help="slug of the chapter, see casebook list")]
 ChapterNames = Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER]...", help="slugs; all when none is given")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="run, whatever the cache holds")]
+_STOPPED = {128 + number: number.name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a program")]
 
 
@@ -31,12 +33,25 @@ def main() -> NoReturn:
     except CasebookError as error:
         _say(f"error: {error}")
         status = error.exit_code
+    except SystemExit as end:
+        status = end.code
+        if status in _STOPPED:
+            _say(f"stopped by {_STOPPED[status]}: nothing of an unfinished run is stored, finished results stay; "
+                 "to go on, give the same command again")  # fmt: skip
+    except SyntaxError as error:
+        _say(f"error: {_relative(error.filename)}, line {error.lineno}, is not Python: {error.msg}; mend that line")
+        status = Failure.exit_code
     except OSError as error:
         _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         status = Failure.exit_code
     except Exception as error:
         status = _usage_error(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _relative(file: str | None) -> str:
+    path = Path(file or "a module")
+    return str(path.relative_to(paths.root())) if path.is_relative_to(paths.root()) else str(path)
 
 
 def _usage_error(error: Exception) -> int:
@@ -52,8 +67,12 @@ def _usage_error(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    """Write a line for people to standard error, so that standard output stays clean for programs."""
-    sys.stderr.write(line + "\n")
+    """Write a line for people to standard error, so that standard output stays clean for programs.
+
+    What a notebook, a report or a file name brings into it can neither steer the terminal nor turn the line around.
+    """
+    shown = "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in line)
+    sys.stderr.write(shown + "\n")
 
 
 def _print_json(value: object) -> None:
@@ -120,7 +139,7 @@ def run(
     if store:
         check_storable(job)
     with shown([job.chapter.slug]) as notify:
-        folder = obtain([job], notify, fresh=fresh, say=_say_when_cached)[job.chapter.slug]
+        folder = obtain([job], notify, fresh=fresh, say=_say_when_cached, warn=_say)[job.chapter.slug]
     result = read_result(folder)
     if store:
         changed = store_notebook(job, result)
@@ -177,13 +196,20 @@ def verdicts(chapters: ChapterNames = None, as_json: AsJson = False) -> None:
 def check(
     chapters: ChapterNames = None,
     cell_limit: Annotated[int, typer.Option(metavar="SECONDS", help="limit for one cell")] = 300,
+    fresh: Fresh = False,
 ) -> None:
-    """Execute the committed notebooks again and compare their marked outputs, after the contract test."""
+    """Compare the marked outputs of the committed notebooks with runs that are true now, after the contract test."""
     from casestudies_lib.runner.compare import compare
-    from casestudies_lib.runner.execute import interruptible
+    from casestudies_lib.runner.execute import interruptible, obtain
+    from casestudies_lib.runner.jobs import prepare
+    from casestudies_lib.runner.progress import shown
 
+    chosen = _chosen(chapters)
+    jobs = [prepare(chapter, cell_limit=cell_limit) for chapter in chosen]
+    with shown([chapter.slug for chapter in chosen]) as notify:
+        runs = obtain(jobs, notify, fresh=fresh, say=_say_when_cached, warn=_say)
     with interruptible():
-        failed = compare(_chosen(chapters), everything=not chapters, cell_limit=cell_limit, announce=_say)
+        failed = compare(chosen, runs, everything=not chapters, announce=_say)
     if failed:
         raise Failure(f"check failed: {', '.join(failed)}; the lines above name the cells")
 
@@ -371,6 +397,46 @@ def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a fr
             serve_site(paths.build() / "html", port, announce)
     except SystemExit:
         _say("ended")
+
+
+@app.command()
+def pdf(out: Annotated[Path | None, typer.Option(help="folder for the files", metavar="DIR")] = None) -> None:
+    """Print the built site: the whole book as one PDF, and each chapter as one of its own."""
+    from casestudies_lib.runner.execute import interruptible
+    from casestudies_lib.runner.pdf import print_site
+
+    with interruptible():
+        for path in print_site(paths.build() / "html", out or paths.build() / "pdf"):
+            _say(f"printed {path}")
+
+
+def teach(
+    chapter: ChapterName,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the student copy")] = Path("class"),
+) -> None:
+    """Write a student copy of a chapter, without outputs and solutions."""
+    from casestudies_lib.runner.chapters import find_chapter
+    from casestudies_lib.runner.teach import write_student_copy
+
+    _say(f"student copy in {write_student_copy(find_chapter(chapter), out)}")
+
+
+@app.command()
+def slides(
+    chapter: ChapterName,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the file")] = Path("class"),
+) -> None:
+    """Write the slides of a chapter, made from its last run, as one file that needs nothing beside it."""
+    from casestudies_lib.runner.chapters import find_chapter
+    from casestudies_lib.runner.results import replace_file, run_folder
+    from casestudies_lib.runner.site.case import read_case
+    from casestudies_lib.runner.site.slides import slide_file
+
+    case = read_case(chapter, run_folder(find_chapter(chapter), {}))
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / f"{case.name}.slides.html"
+    replace_file(target, slide_file(case, (paths.book() / "slides.css").read_text(encoding="utf-8")).encode())
+    _say(f"slides in {target}")
 
 
 @app.command()
