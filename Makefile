@@ -14,7 +14,7 @@ export OPENBLAS_NUM_THREADS := 1
 export PYTHONPATH :=
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help venv book test lint serve bench browser clean clean-venv
+.PHONY: help venv newest book pdf test lint faults serve bench bench-site browser clean clean-venv
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,8 +29,16 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
 	touch $(READY)
 
-book: $(READY) ## run every chapter and leave the site in _build/html
+# What the site is made with stays as locked: jupyter-book 1 needs Sphinx 7.
+newest: $(READY) ## replace what is locked by the newest versions, site tools aside (make clean-venv undoes it)
+	sed -nE '/# site/ s/^ *- ([A-Za-z0-9._-]+==[^ ]+).*/\1/p; /# site/! s/^ *- ([A-Za-z0-9._-]+)==.*/\1/p' environment.yml > .venv/newest.txt
+	$(BIN)/python -m pip install --quiet --upgrade $(PIP_FLAGS) -r .venv/newest.txt
+
+book: $(READY) ## run the chapters that a change reaches and leave the site in _build/html
 	$(BIN)/python -m casestudies_lib.cli build
+
+pdf: book ## print the book, and each chapter, into _build/pdf (needs Chromium: make browser)
+	$(BIN)/python -m casestudies_lib.cli pdf
 
 test: $(READY) lint ## ruff, unit tests, notebook contract, faults, page tests, and nbval over the committed notebooks
 	$(if $(CI),$(MAKE) browser,)
@@ -40,11 +48,24 @@ lint: $(READY) ## ruff on code and notebooks
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
+faults: $(READY) ## put each fault in once and record what a user sees of it in data/faults.json
+	echo '[]' > data/faults.json
+	$(BIN)/python -m pytest -q --record-faults tests
+
 serve: $(READY) ## serve _build/html on this machine
 	$(BIN)/python -m casestudies_lib.cli serve
 
 bench: $(READY) ## measure speed and memory as ratios, each in one run (BENCH_FLAGS=--set-up times set-up too)
 	$(BIN)/python tests/benchmark.py $(BENCH_FLAGS)
+
+# The browser that puppeteer would fetch is not needed: Lighthouse drives the installed one.
+tests/lighthouse/node_modules: tests/lighthouse/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 20 or newer, so that 'npm' is on the PATH" >&2; exit 1; }
+	PUPPETEER_SKIP_DOWNLOAD=1 npm install --prefix tests/lighthouse --no-save --no-audit --no-fund --silent
+	touch $@
+
+bench-site: book tests/lighthouse/node_modules ## measure the site with Lighthouse, in one table (needs Chromium and npm)
+	$(BIN)/python tests/benchmark_site.py
 
 browser: ## install the Debian package that page tests need
 	@if command -v chromium >/dev/null; then echo "chromium is installed"; \

@@ -1,17 +1,16 @@
 """Where a reader's router is, and what one loss sends to its parameters, its experts and the outputs of its gates."""
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from casestudies_lib.names import UnknownName, matching
 from casestudies_lib.probes.guard import left_as_found
 from casestudies_lib.probes.inputs import Loss, checked_loss, kind_of
 from casestudies_lib.probes.result import ProbeInputError
@@ -165,16 +164,10 @@ def _matched(module: nn.Module, argument: str, patterns: object) -> dict[str, nn
             f"{argument} is {kind_of(patterns)}; give a name, a pattern such as '*.router', or several"
         )
     named = {name: part for name, part in module.named_modules() if name}
-    found: dict[str, nn.Module] = {}
-    for pattern in listed:
-        matching = {name: part for name, part in named.items() if fnmatchcase(name, pattern)}
-        if not matching:
-            near = difflib.get_close_matches(pattern, named, n=5, cutoff=0.4) or list(named)[:8]
-            raise ProbeInputError(
-                f"{argument}: no submodule is called {pattern!r}; near it are {', '.join(near) or 'none at all'}"
-            )
-        found |= matching
-    return found
+    try:
+        return {name: named[name] for name in matching(listed, list(named), "submodule")}
+    except UnknownName as error:
+        raise ProbeInputError(f"{argument}: {error}") from None
 
 
 def _guessed(module: nn.Module) -> dict[str, nn.Module]:

@@ -15,14 +15,11 @@ from pathlib import Path
 
 import casestudies_lib
 from casestudies_lib import paths
+from casestudies_lib.runner.environment import kernel_threads
 from casestudies_lib.runner.processes import MARKER, kill_run
 
 _END_PATIENCE = 3.5  # seconds for guard, worker and kernel to end; nothing of a run may live 5 s longer than its parent
 _TICK = 0.2
-_ONE_THREAD = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-    "BLIS_NUM_THREADS",
-)  # fmt: skip
 
 
 @dataclass
@@ -47,7 +44,7 @@ def environment(run_id: str, scratch: Path) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [library, inherited.get("PYTHONPATH")]))
     return {
         **inherited,
-        **dict.fromkeys(_ONE_THREAD, "1"),
+        **kernel_threads(),
         MARKER: run_id,
         "PYTHONPATH": path,
         "CASEBOOK_ROOT": str(paths.root().absolute()),
@@ -59,7 +56,7 @@ def environment(run_id: str, scratch: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def guarded(
-    command: list[str], scratch: Path, *, captured: bool = True, folder: Path | None = None
+    command: list[str], scratch: Path, *, captured: bool = True, folder: Path | None = None, as_is: bool = False
 ) -> Iterator[subprocess.Popen]:
     """Start a command under guard, and end all of it on leaving.
 
@@ -68,13 +65,14 @@ def guarded(
         scratch: a folder that the guard removes should this process die.
         captured: whether standard output and error are pipes to read from, or those of this process.
         folder: where the command starts; by default the current folder.
+        as_is: whether it gets the variables of this process as they are, rather than those of a run.
     """
     run_id = secrets.token_hex(16)
     guard = [sys.executable, "-m", "casestudies_lib.runner.guard", str(os.getpid()), str(scratch), *command]
     output = subprocess.PIPE if captured else None
     process = subprocess.Popen(
-        guard, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment(run_id, scratch), cwd=folder,
-        start_new_session=True,
+        guard, stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=folder, start_new_session=True,
+        env={**os.environ, MARKER: run_id} if as_is else environment(run_id, scratch),
     )  # fmt: skip
     try:
         yield process

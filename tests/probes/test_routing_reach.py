@@ -455,8 +455,8 @@ def test_a_model_without_a_router_is_told_so_with_what_it_has():
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"routers": "ruoter"}, "routers: no submodule is called 'ruoter'; near it are router"),
-        ({"experts": "expert.*"}, "experts: no submodule is called 'expert.*'; near it are experts"),
+        ({"routers": "ruoter"}, "routers: no submodule is called 'ruoter'; near it: router"),
+        ({"experts": "expert.*"}, "experts: no submodule is called 'expert.*'; near it: experts"),
         ({"gates": {"gate": -1}}, "gates: no submodule is called 'gate'"),
         ({"gates": {"router": 2}}, r"gates: 'router' returns shape \(96, 4\), which has no axis 2"),
         ({"gates": {"router": "last"}}, r"gates\['router'\] is 'last'"),

@@ -2,13 +2,18 @@
 
 import json
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from casestudies_lib.runner import publish as publishing
+from casestudies_lib.runner import results
 from casestudies_lib.runner.publish import MARKER, PublishError, publish
+from casestudies_lib.runner.site import chapter, stage
 
 CHAPTER = "notebooks/1_plain_case.html"
+NEW_PAGE = '<meta charset="utf-8"><p>the new site</p>'
 
 
 def content_of(folder):
@@ -47,10 +52,10 @@ def test_a_broken_cross_reference_is_refused_by_file_and_line(casebook, old_site
 def builds(monkeypatch):
     """Replace the build by one that makes a bare front page, for tests of what happens before and after."""
 
-    def build(stage):
-        site = stage / "_output"
+    def build(folder):
+        site = folder / "_output"
         site.mkdir()
-        (site / "index.html").write_text("the new site")
+        (site / "index.html").write_text(NEW_PAGE)
         return site
 
     monkeypatch.setattr(publishing, "_build", build)
@@ -59,7 +64,7 @@ def builds(monkeypatch):
 def test_the_new_site_takes_the_place_of_the_old_one(casebook, old_site, builds):
     before = {slug: content_of(folder) for slug, folder in casebook.results.items()}
     assert publish(casebook.results, casebook.site) == casebook.site
-    assert (casebook.site / "index.html").read_text() == "the new site"
+    assert "the new site" in (casebook.site / "index.html").read_text()
     assert json.loads((casebook.site / MARKER).read_text()) == {"chapters": ["plain_case", "hostile_case"]}
     assert {slug: content_of(folder) for slug, folder in casebook.results.items()} == before
     assert sorted(path.name for path in (casebook.root / "_build").iterdir()) == ["html", "runs", "stage"]
@@ -84,6 +89,26 @@ def test_a_swap_that_fails_half_way_puts_the_old_site_back(casebook, old_site, b
     assert content_of(casebook.site) == old_site
 
 
+def test_two_swaps_at_once_leave_one_whole_site(casebook, old_site, monkeypatch):
+    """Each step is made slow, so that without a lock the two would meet between them."""
+    rename = type(casebook.site).rename
+
+    def slow(self, target):
+        time.sleep(0.1)
+        return rename(self, target)
+
+    def swap(name):
+        (casebook.root / name).mkdir()
+        (casebook.root / name / "index.html").write_text(name)
+        publishing._move_into_place(casebook.root / name, casebook.site)
+
+    monkeypatch.setattr(type(casebook.site), "rename", slow)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(swap, ["first", "second"]))
+    assert (casebook.site / "index.html").read_text() in ("first", "second")
+    assert [path.name for path in (casebook.root / "_build").iterdir() if path.name.startswith(".")] == []
+
+
 def test_a_folder_that_is_no_site_is_never_replaced(casebook, builds):
     casebook.site.mkdir(parents=True)
     (casebook.site / "thesis.txt").write_text("years of work")
@@ -104,12 +129,12 @@ def test_a_result_that_the_contents_do_not_list_is_refused_with_the_line_to_add(
 
 
 def test_a_trial_without_a_target_is_refused_with_the_target_to_write(casebook, old_site, monkeypatch):
-    monkeypatch.setattr(publishing, "source_of", lambda cell: "".join(cell["source"]).replace("(p3)=", ""))
+    monkeypatch.setattr(chapter, "source_of", lambda cell: "".join(cell["source"]).replace("(p3)=", ""))
     assert "no target for P3; write `(p3)=`" in refused(casebook, old_site)
 
 
 def test_a_chapter_without_a_title_is_refused_by_name(casebook, old_site, monkeypatch):
-    monkeypatch.setattr(publishing, "source_of", lambda cell: "".join(cell["source"]).replace("# Case", "Case"))
+    monkeypatch.setattr(chapter, "source_of", lambda cell: "".join(cell["source"]).replace("# Case", "Case"))
     assert "1_plain_case.ipynb must start with a Markdown cell" in refused(casebook, old_site)
 
 
@@ -134,13 +159,53 @@ def test_a_build_that_does_not_end_is_given_up(casebook, old_site, monkeypatch):
 
 
 def test_a_missing_math_package_is_named(casebook, old_site, monkeypatch):
-    monkeypatch.setattr(publishing.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(stage.importlib.util, "find_spec", lambda name: None)
     assert "sphinx-mathjax-offline is not installed" in refused(casebook, old_site)
 
 
 def test_the_message_of_a_build_that_fails_without_a_warning_is_the_end_of_what_it_said(tmp_path):
     done = subprocess.CompletedProcess([], 1, stdout="", stderr="\x1b[31mTraceback\x1b[0m\nKeyError: 'x'\n")
     assert publishing._complaints(done, tmp_path) == "Traceback\nKeyError: 'x'"
+
+
+def show(casebook, **data):
+    """Let the plain chapter show this output, under a seal that fits."""
+    folder = casebook.results["plain_case"]
+    result = results.read_result(folder)
+    notebook = json.loads((folder / "notebook.ipynb").read_text())
+    notebook["cells"][2]["outputs"] = [{"output_type": "display_data", "data": data, "metadata": {}}]
+    with results.scratch_folder(folder) as scratch:
+        results.write_result(folder, scratch, json.dumps(notebook).encode(), result.verdicts, result.provenance)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "says"),
+    [
+        ("text/html", "<script>document.title = 1</script>", "the HTML element 'script'"),
+        ("text/html", ["<img src=x ", "onerror=alert(1)>"], "the attribute 'onerror'"),
+        ("text/markdown", "<iframe src='x'></iframe>", "the HTML element 'iframe'"),
+        ("application/javascript", "alert(1)", "shows application/javascript; allowed: "),
+        ("text/plain", "token: a-secret-value", "the value of the environment variable SITE_TOKEN"),
+        ("text/plain", "read /home/someone/records.csv", "a folder of one machine"),
+    ],
+)
+def test_an_output_that_no_page_may_hold_is_refused(casebook, old_site, monkeypatch, kind, content, says):
+    monkeypatch.setenv("SITE_TOKEN", "a-secret-value")
+    show(casebook, **{kind: content})
+    message = refused(casebook, old_site)
+    assert message.startswith("1_plain_case.ipynb may not be published: ")
+    assert says in message
+    assert "a-secret-value" not in message
+
+
+def test_a_page_that_tells_of_this_machine_is_refused_wherever_that_comes_from(casebook, old_site, monkeypatch):
+    def build(stage):
+        (stage / "_output").mkdir()
+        (stage / "_output" / "index.html").write_text(f"<p>{casebook.root}/book/index.md</p>")
+        return stage / "_output"
+
+    monkeypatch.setattr(publishing, "_build", build)
+    assert "index.html would publish the folder of this casebook" in refused(casebook, old_site)
 
 
 def test_header_and_math_stand_in_the_published_chapter_and_not_in_the_download(published):
