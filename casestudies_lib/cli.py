@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 ChapterName = Annotated[str, typer.Argument(metavar="CHAPTER", help="slug of the chapter, see casebook list")]
 ChapterNames = Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER]...", help="slugs; all when none is given")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="run, whatever the cache holds")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a program")]
 
 
@@ -104,11 +105,12 @@ def run(
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for the whole run")] = 900.0,
     cell_limit: Annotated[float | None, typer.Option(metavar="SECONDS", help="limit for one cell")] = None,
     store: Annotated[bool, typer.Option(help="write the executed notebook back to notebooks/")] = False,
+    fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a chapter with papermill and keep notebook, verdicts and provenance."""
+    """Run a chapter with papermill, unless nothing it reads has changed; keep notebook, verdicts and provenance."""
     from casestudies_lib.runner.chapters import find_chapter
-    from casestudies_lib.runner.execute import run_side_by_side
+    from casestudies_lib.runner.execute import obtain
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
     from casestudies_lib.runner.results import read_result
@@ -118,7 +120,7 @@ def run(
     if store:
         check_storable(job)
     with shown([job.chapter.slug]) as notify:
-        folder = run_side_by_side([job], notify)[job.chapter.slug]
+        folder = obtain([job], notify, fresh=fresh, say=_say_when_cached)[job.chapter.slug]
     result = read_result(folder)
     if store:
         changed = store_notebook(job, result)
@@ -131,6 +133,11 @@ def run(
         return
     _verdict_table(result.verdicts)
     _say(f"result in {folder} ({result.provenance['seconds']} s)")
+
+
+def _say_when_cached(slug: str, reasons: list[str]) -> None:
+    if not reasons:
+        _say(f"{slug}: nothing it read has changed, so it did not run again; --fresh runs it")
 
 
 def _verdict_table(records: list[dict]) -> None:
@@ -184,16 +191,51 @@ def check(
 @app.command()
 def build(
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each chapter")] = 900.0,
+    fresh: Fresh = False,
 ) -> None:
-    """Run every chapter and publish the site in _build/html."""
+    """Run the chapters that a change reaches and publish the site in _build/html."""
     from casestudies_lib.runner.build import build as build_site
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
 
     jobs = [prepare(chapter, time_limit=time_limit) for chapter in _chosen(None)]
     with shown([job.chapter.slug for job in jobs]) as notify:
-        page = build_site(jobs, paths.build() / "html", notify, _say)
+        page = build_site(jobs, paths.build() / "html", notify, _say, fresh=fresh)
     _say(f"site in {page}; look at it with: casebook serve")
+
+
+cache_app = typer.Typer(help="Look into the cache of results, or tidy it.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("ls")
+def cache_ls(as_json: AsJson = False) -> None:
+    """List the runs that the cache holds, and whether each would be served now."""
+    from casestudies_lib.runner.cache_overview import listing
+
+    rows = listing()
+    if as_json:
+        _print_json(rows)
+        return
+    columns = ["chapter", "parameters", "started", "seconds", "state", "why"]
+    _table("Cache", columns, [["; ".join(r[c]) if c == "why" else r[c] for c in columns] for r in rows])
+
+
+@cache_app.command("gc")
+def cache_gc(
+    keep: Annotated[int, typer.Option(min=0, metavar="N", help="newest runs to keep of each chapter")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Remove damaged and old runs from the cache."""
+    from dataclasses import asdict
+
+    from casestudies_lib.runner.cache_store import collect
+
+    swept = collect(keep)
+    if as_json:
+        _print_json(asdict(swept))
+        return
+    _say(f"removed {swept.removed} runs, kept {swept.kept}, freed {swept.freed_bytes / 1e6:.1f} MB")
 
 
 @app.command()

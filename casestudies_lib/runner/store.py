@@ -6,7 +6,7 @@ from casestudies_lib.runner.chapters import read_notebook, source_of
 from casestudies_lib.runner.cleaning import cleaned, notebook_text
 from casestudies_lib.runner.errors import Failure, Mistake
 from casestudies_lib.runner.jobs import Job
-from casestudies_lib.runner.results import NOTEBOOK, Result, changes, inputs, replace_file, unwritable
+from casestudies_lib.runner.results import NOTEBOOK, Result, replace_file, staleness, unwritable
 
 
 def check_storable(job: Job) -> None:
@@ -28,11 +28,12 @@ def store_notebook(job: Job, result: Result) -> list[str]:
     current = read_notebook(job.chapter.path)
     if _authored(current) != _authored(executed):
         raise Failure(f"{job.chapter.path.name} was edited while it ran; not stored: run it again")
+    changed = staleness(result, job.chapter, job.parameters)
     try:
         replace_file(job.chapter.path, notebook_text(cleaned(executed)).encode())
     except OSError as error:
         raise Failure(unwritable(job.chapter.path, error)) from error
-    return changes(result.provenance["inputs"], inputs(job.chapter, current, job.parameters, job.values))
+    return changed
 
 
 def _authored(notebook: dict) -> list[tuple[str, str, dict]]:

@@ -67,7 +67,7 @@ def test_a_failing_chapter_stops_the_others_and_the_old_site_does_not_pose_as_ne
     assert published.calls == []
     assert not old_site.exists()
     assert (book.root / "_build" / "html.previous" / "index.html").read_text() == "old"
-    assert "html.previous" in said[0]
+    assert "html.previous" in said[-1]
     assert book.survivors() == []
 
 
@@ -76,7 +76,7 @@ def test_a_publisher_that_fails_is_one_line(book, published, old_site, monkeypat
         raise PublishError("a reference is broken")
 
     published.module.publish = refuse
-    monkeypatch.setattr(build, "run_side_by_side", lambda jobs, notify: {})
+    monkeypatch.setattr(build, "obtain", lambda jobs, notify, **options: {})
     with pytest.raises(Failure, match="the site could not be made: a reference is broken"):
         run_build(book, [])
     assert not old_site.exists()
