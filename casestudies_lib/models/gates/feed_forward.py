@@ -118,15 +118,13 @@ class FeedForward(nn.Module):
         weights: Float[Tensor, "batch heads tokens tokens"],
         keys: Keys,
     ) -> Fed:
-        """Feed each token forward; `weights` and `keys` are those of the attention before it.
-
-        The keys reach the coupler without a gradient, as published.
-        """
+        """Feed each token forward; `weights` and `keys` are those of the attention before it."""
         switches, convex = self.switches, self.switches.mixing == "convex"
         hidden = functional.gelu(self.widen(stream))
         context = self.coupler.for_attention(hidden) if self.links.context_out else None
         if switches.reciprocal_mlp in ("to_mlp", "both") and computed(self.to_mlp_alpha, switches.guard):
-            hidden = mix(hidden, self.coupler.for_mlp(keys.detach()), self.to_mlp_alpha, convex)
+            keys = keys.detach() if switches.reciprocal_from == "previous_batch" else keys
+            hidden = mix(hidden, self.coupler.for_mlp(keys), self.to_mlp_alpha, convex)
         if switches.cross_token and computed(self.cross_alpha, switches.guard):
             others = self.cross(strongest(weights, CROSS_KEPT) @ hidden)
             hidden = mix(hidden, others, self.cross_alpha, convex)
