@@ -31,6 +31,7 @@ def build(
     """
     from casestudies_lib.runner.publish import PublishError, publish
 
+    earlier = _identity(destination)
     try:
         before = cached(jobs) if fresh else {}
         results = obtain(jobs, notify, fresh=fresh, say=lambda slug, reasons: say(_reason(slug, reasons)))
@@ -40,7 +41,8 @@ def build(
         except PublishError as error:
             raise Failure(f"the site could not be made: {error}") from error
     except BaseException:
-        _put_aside(destination, say)
+        if _identity(destination) == earlier:  # else another build has put its own there meanwhile
+            _put_aside(destination, say)
         raise
     return destination / "index.html"
 
@@ -48,6 +50,10 @@ def build(
 def _reason(slug: str, reasons: list[str]) -> str:
     more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
     return f"{slug}: runs, {', '.join(reasons[:3])}{more}" if reasons else f"{slug}: nothing changed, from the cache"
+
+
+def _identity(site: Path) -> tuple[int, int] | None:
+    return (site.stat().st_ino, site.stat().st_mtime_ns) if site.exists() else None
 
 
 def _put_aside(site: Path, say: Callable[[str], None]) -> None:

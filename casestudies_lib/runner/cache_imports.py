@@ -29,7 +29,7 @@ class SourceFinder:
         if not ours:
             return None
         spec = PathFinder.find_spec(name, path, target)
-        origin = spec.origin if spec is not None else None
+        origin = os.path.abspath(spec.origin) if spec is not None and spec.has_location else None
         tail = name.rpartition(".")[2]
         if path is None:  # a file in a folder that is searched first may hide any module
             for folder in ours:
@@ -37,10 +37,10 @@ class SourceFinder:
         else:
             for folder in ours:
                 self._recorder.attend(self._recorder.imported, os.path.join(folder, tail), origin)
-        if spec is None or origin is None or not self._is_ours(origin):
+        if origin is None or not self._is_ours(origin):
             return None
         if type(spec.loader) is SourceFileLoader:
-            spec.loader = _FromSource(name, origin)
+            spec.loader = _FromSource(name, spec.origin)
         return spec
 
     def _is_ours(self, path: str) -> bool:

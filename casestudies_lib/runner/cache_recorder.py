@@ -204,7 +204,8 @@ class Recorder:
         """Return states and doubts, after a check that nothing read has changed meanwhile."""
         with self._aside():
             for module in list(sys.modules.values()):
-                self._check_seen(getattr(module, "__file__", None))
+                if isinstance(file := getattr(module, "__file__", None), str):
+                    self._check_seen(absolute(file))
             for name, before in self.states.items():
                 stamp = _stamp(self.places.path(name)) if name in self.stamps else None
                 if name.startswith("environment "):
@@ -213,8 +214,8 @@ class Recorder:
                     self.doubts[f"{name} changed while it ran"] = None
             return {"reads": dict(self.states), "doubts": list(self.doubts), "declared": self.declared}
 
-    def _check_seen(self, file: str | None) -> None:
-        if isinstance(file, str) and self.places.is_ours(file) and not self.is_left_out(file):
+    def _check_seen(self, file: str) -> None:
+        if self.places.is_ours(file) and not self.is_left_out(file):
             if self.places.name(file) not in self.states:
                 self.doubts[f"{self.places.name(file)} was imported unseen"] = None
             self.note(file)
@@ -263,8 +264,8 @@ def start(root: str, ignored: list[str]) -> None:
     recorder = Recorder(Places(Path(root), library), ignored)
     _running.append(recorder)
     for module in list(sys.modules.values()):
-        if isinstance(file := getattr(module, "__file__", None), str) and recorder.places.is_ours(file):
-            recorder.attend(recorder.note, file)
+        if isinstance(file := getattr(module, "__file__", None), str) and recorder.places.is_ours(absolute(file)):
+            recorder.attend(recorder.note, absolute(file))
     sys.meta_path.insert(0, SourceFinder(recorder))
     _wrap_questions(recorder)
     _wrap_environment(recorder)

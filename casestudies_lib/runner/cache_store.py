@@ -112,7 +112,7 @@ def write_entry(
             "provenance": provenance, "notebook": blob,
         }  # fmt: skip
         path = _entries(slug) / f"{key[:16]}-{digest(canonical(reads))[:16]}.json"
-        _place(path, canonical({"seal": digest(canonical(body)), "body": body}))
+        _place(path, json.dumps({"seal": digest(canonical(body)), "body": body}).encode())
         return path
 
 

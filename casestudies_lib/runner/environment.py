@@ -10,6 +10,7 @@ ONE_THREAD = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
     "BLIS_NUM_THREADS",
 )  # fmt: skip
+THREADS = "1"  # chapters run side by side, and oversubscribed threads cost a factor of three
 # What Python, PyTorch and the libraries below them obey; any other variable is an input of chapters that read it.
 _DECLARED = (
     "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "VECLIB_", "BLIS_", "BLAS_", "ATEN_", "TORCH", "PYTORCH_",
@@ -33,9 +34,14 @@ def variable_digest(name: str, value: str | None) -> str:
     return "absent" if value is None else hashlib.sha256(f"{name}={value}".encode(errors="replace")).hexdigest()
 
 
+def kernel_threads() -> dict[str, str]:
+    """Return the variables that give a kernel its one thread."""
+    return dict.fromkeys(ONE_THREAD, THREADS)
+
+
 def environment_parts(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the declared variables as a kernel sees them, one thread each, by the name that messages use."""
-    kernel = {**environ, **dict.fromkeys(ONE_THREAD, "1")}
+    kernel = {**environ, **kernel_threads()}
     names = [name for name in kernel if is_declared(name) and kernel[name]]
     return {f"environment {name}": variable_digest(name, kernel[name]) for name in names}
 

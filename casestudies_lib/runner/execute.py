@@ -17,7 +17,7 @@ from casestudies_lib import paths
 from casestudies_lib.runner import cache, results
 from casestudies_lib.runner.cache_key import Key, changes, everything, key_of, parts
 from casestudies_lib.runner.cache_native import native_readers
-from casestudies_lib.runner.chapters import claim_ids, read_notebook, tags_of
+from casestudies_lib.runner.chapters import claim_ids, read_notebook, strict_json, tags_of
 from casestudies_lib.runner.completeness import Incomplete, cell_name, verdicts_of
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.jobs import Job
@@ -43,13 +43,16 @@ Notify = Callable[[Progress], None]
 Say = Callable[[str, list[str]], None]
 
 
-def run_chapter(job: Job, notify: Notify = lambda _: None, stop: threading.Event | None = None) -> Path:
+def run_chapter(
+    job: Job, notify: Notify = lambda _: None, stop: threading.Event | None = None, *, enter: bool = True
+) -> Path:
     """Execute one chapter and store its result.
 
     Args:
         job: what to run.
         notify: receives the progress, cell by cell.
         stop: set from another thread, it ends the run early.
+        enter: whether the cache takes the run; the rows of a sweep, which can be thousands, have a store of their own.
 
     Returns:
         The result folder.
@@ -78,7 +81,7 @@ def run_chapter(job: Job, notify: Notify = lambda _: None, stop: threading.Event
             "not_cached": doubts,
         }
         folder = results.write_result(job.destination, scratch, notebook, verdicts, provenance)
-    if not doubts:
+    if enter and not doubts:
         with contextlib.suppress(OSError):  # the result stands; without room for the cache it is only not found again
             cache.enter(job, key, reads, notebook, verdicts, provenance)
     return folder
@@ -148,7 +151,7 @@ def _judged(job: Job, source: dict, scratch: Path, outcome: Outcome) -> tuple[by
         if outcome.problem or not outcome.ended:
             raise Incomplete(_early_end(job, source, outcome))
         content = executed.read_bytes()
-        return content, verdicts_of(json.loads(content), job.chapter.slug, claim_ids(job.chapter.slug))
+        return content, verdicts_of(strict_json(content.decode()), job.chapter.slug, claim_ids(job.chapter.slug))
     except (Incomplete, OSError, ValueError) as error:
         partial = results.keep_partial(job.destination, executed)
         kept = f"; partial notebook: {partial}" if partial else ""
@@ -160,7 +163,8 @@ def _early_end(job: Job, source: dict, outcome: Outcome) -> str:
     if outcome.running is not None:
         where = f"in {cell_name(_with_injection(job, source), outcome.running)}"
     if outcome.problem is None:
-        last = outcome.errors.decode(errors="replace").strip().splitlines()[-1:]
+        said = outcome.errors.decode(errors="replace").strip().splitlines()
+        last = [line for line in said if "WARNING" not in line][-1:]  # every kernel warns that it speaks TCP
         return f"its process ended unexpectedly {where}: {''.join(last) or 'killed without a word'}"
     kind, detail = outcome.problem["kind"], outcome.problem["detail"]
     if kind == "system":

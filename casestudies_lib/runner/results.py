@@ -51,18 +51,54 @@ def run_folder(chapter: Chapter, changed: dict[str, Value]) -> Path:
 def scratch_folder(destination: Path) -> Iterator[Path]:
     """Lend a private folder inside the destination, hence on its filesystem, and remove it afterwards.
 
+    What a run left there that was killed with everything around it, or whose machine went down, is removed too.
+
     Raises:
         ResultError: the destination cannot be created or written, or its disk is full.
     """
     with writing(destination):
-        destination.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=destination))
+        scratch, in_use = _new_scratch(destination)
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: it holds a result
+        os.close(in_use)
+        with contextlib.suppress(OSError), locked(destination):  # not empty: it holds a result
             destination.rmdir()
+
+
+def _new_scratch(destination: Path) -> tuple[Path, int]:
+    """Return a new folder and the descriptor that marks it as in use."""
+    destination.mkdir(parents=True, exist_ok=True)
+    with locked(destination):
+        if not destination.exists():  # a run that ended just now took the empty folder away
+            return _new_scratch(destination)
+        _remove_abandoned(destination)
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=destination))
+        return scratch, _lock_without_waiting(scratch)
+
+
+def _remove_abandoned(destination: Path) -> None:
+    for folder in destination.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):  # in use by another run, or no folder
+            descriptor = _lock_without_waiting(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+
+def _lock_without_waiting(folder: Path) -> int:
+    """Return a descriptor that locks a folder for as long as it is open and this process lives.
+
+    Raises:
+        OSError: another process holds the lock.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextlib.contextmanager
@@ -104,7 +140,7 @@ def write_result(destination: Path, scratch: Path, notebook: bytes, verdicts: li
     with writing(destination):
         for name, content in contents.items():
             _write_through(scratch / name, content)
-        with _locked(destination):
+        with locked(destination):
             (destination / SEAL).unlink(missing_ok=True)
             for name in contents:  # the seal is the last of them
                 (scratch / name).replace(destination / name)
@@ -137,8 +173,8 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other casebooks from storing into the same folder meanwhile; the lock dies with its process."""
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other casebooks out of the same folder meanwhile; the lock dies with its process."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import casestudies_lib
 from casestudies_lib import paths
-from casestudies_lib.runner.environment import ONE_THREAD
+from casestudies_lib.runner.environment import kernel_threads
 from casestudies_lib.runner.processes import MARKER, kill_run
 
 _END_PATIENCE = 3.5  # seconds for guard, worker and kernel to end; nothing of a run may live 5 s longer than its parent
@@ -44,7 +44,7 @@ def environment(run_id: str, scratch: Path) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [library, inherited.get("PYTHONPATH")]))
     return {
         **inherited,
-        **dict.fromkeys(ONE_THREAD, "1"),
+        **kernel_threads(),
         MARKER: run_id,
         "PYTHONPATH": path,
         "CASEBOOK_ROOT": str(paths.root().absolute()),

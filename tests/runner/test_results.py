@@ -109,6 +109,13 @@ def test_a_number_that_json_cannot_hold_spares_the_old_result(folder):
     assert read_result(folder).verdicts == OLD[1]
 
 
+def test_scratch_that_a_killed_run_left_behind_goes_with_the_next_run_and_scratch_in_use_stays(folder):
+    (folder / ".casebook-abandoned").mkdir()
+    with results.scratch_folder(folder) as first, results.scratch_folder(folder) as second:
+        assert sorted(folder.glob(".casebook-*")) == sorted([first, second])
+    assert not list(folder.glob(".casebook-*"))
+
+
 def test_an_empty_folder_does_not_stay_behind(tmp_path):
     with results.scratch_folder(tmp_path / "out"):
         pass
