@@ -239,6 +239,8 @@ def test_what_an_earlier_batch_leaves_behind_is_a_fault(how, warm, seed):
     assert result.ok is False
     assert faults(result) == ["the batch before"]
     assert result.measures["future"] == 0
+    # A tensor with a graph among the attributes is no reason not to copy the model.
+    assert result.measures["precision"] == "float64"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
