@@ -14,7 +14,7 @@ export OPENBLAS_NUM_THREADS := 1
 export PYTHONPATH :=
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help venv book pdf test lint faults serve bench bench-site browser clean clean-venv
+.PHONY: help venv newest book pdf test lint faults serve bench bench-site browser clean clean-venv
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,7 +29,12 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
 	touch $(READY)
 
-book: $(READY) ## run every chapter and leave the site in _build/html
+# What the site is made with stays as locked: jupyter-book 1 needs Sphinx 7.
+newest: $(READY) ## replace what is locked by the newest versions, site tools aside (make clean-venv undoes it)
+	sed -nE '/# site/ s/^ *- ([A-Za-z0-9._-]+==[^ ]+).*/\1/p; /# site/! s/^ *- ([A-Za-z0-9._-]+)==.*/\1/p' environment.yml > .venv/newest.txt
+	$(BIN)/python -m pip install --quiet --upgrade $(PIP_FLAGS) -r .venv/newest.txt
+
+book: $(READY) ## run the chapters that a change reaches and leave the site in _build/html
 	$(BIN)/python -m casestudies_lib.cli build
 
 pdf: book ## print the book, and each chapter, into _build/pdf (needs Chromium: make browser)

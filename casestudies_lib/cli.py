@@ -139,7 +139,7 @@ def run(
     if store:
         check_storable(job)
     with shown([job.chapter.slug]) as notify:
-        folder = obtain([job], notify, fresh=fresh, say=_say_when_cached)[job.chapter.slug]
+        folder = obtain([job], notify, fresh=fresh, say=_say_when_cached, warn=_say)[job.chapter.slug]
     result = read_result(folder)
     if store:
         changed = store_notebook(job, result)
@@ -196,13 +196,20 @@ def verdicts(chapters: ChapterNames = None, as_json: AsJson = False) -> None:
 def check(
     chapters: ChapterNames = None,
     cell_limit: Annotated[int, typer.Option(metavar="SECONDS", help="limit for one cell")] = 300,
+    fresh: Fresh = False,
 ) -> None:
-    """Execute the committed notebooks again and compare their marked outputs, after the contract test."""
+    """Compare the marked outputs of the committed notebooks with runs that are true now, after the contract test."""
     from casestudies_lib.runner.compare import compare
-    from casestudies_lib.runner.execute import interruptible
+    from casestudies_lib.runner.execute import interruptible, obtain
+    from casestudies_lib.runner.jobs import prepare
+    from casestudies_lib.runner.progress import shown
 
+    chosen = _chosen(chapters)
+    jobs = [prepare(chapter, cell_limit=cell_limit) for chapter in chosen]
+    with shown([chapter.slug for chapter in chosen]) as notify:
+        runs = obtain(jobs, notify, fresh=fresh, say=_say_when_cached, warn=_say)
     with interruptible():
-        failed = compare(_chosen(chapters), everything=not chapters, cell_limit=cell_limit, announce=_say)
+        failed = compare(chosen, runs, everything=not chapters, announce=_say)
     if failed:
         raise Failure(f"check failed: {', '.join(failed)}; the lines above name the cells")
 

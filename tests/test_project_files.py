@@ -47,6 +47,32 @@ def test_continuous_integration_calls_the_command_of_the_readme():
     assert {"make book", "make test"} <= set(re.findall(r"make \w+", text_of("README.md")))
 
 
+def test_the_weekly_run_starts_afresh_and_compares_with_the_cache_on_locked_and_newest_versions():
+    job = yaml.safe_load(text_of(".github/workflows/weekly.yml"))["jobs"]["fresh"]
+    steps = [step["run"] for step in job["steps"] if "run" in step]
+    assert job["strategy"]["matrix"]["versions"] == ["locked", "newest"]
+    assert steps.index("make book") < steps.index(".venv/bin/casebook build --fresh")
+    assert "make newest" in steps
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, cwd=paths.root(), capture_output=True, text=True, check=True).stdout
+
+
+def test_the_newest_versions_are_those_of_every_direct_package_that_the_site_does_not_hold_back():
+    recipe = subprocess.run(
+        ["make", "-n", "newest"], cwd=paths.root(), capture_output=True, text=True, check=True
+    ).stdout
+    command = next(line for line in recipe.splitlines() if line.startswith("sed ")).partition(" > ")[0]
+    chosen = subprocess.run(
+        ["bash", "-c", command], cwd=paths.root(), capture_output=True, text=True, check=True
+    ).stdout
+    listed = pins(text_of("environment.yml"))
+    assert {pin.partition("==")[0].lower().replace("_", "-") for pin in chosen.split()} == set(listed)
+    assert "torch" in chosen.split()
+    assert f"Sphinx=={listed['sphinx']}" in chosen.split()
+
+
 def test_make_offers_every_target_that_is_spoken_of():
     offered = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE))
     pages = [path.read_text(encoding="utf-8") for path in paths.book().glob("*.md")] + [text_of("README.md")]

@@ -34,7 +34,7 @@ def build(
     earlier = _identity(destination)
     try:
         before = cached(jobs) if fresh else {}
-        results = obtain(jobs, notify, fresh=fresh, say=lambda slug, reasons: say(_reason(slug, reasons)))
+        results = obtain(jobs, notify, fresh=fresh, say=lambda slug, reasons: say(_reason(slug, reasons)), warn=say)
         refuse_differences(jobs, before, results)
         try:
             publish(results, destination)

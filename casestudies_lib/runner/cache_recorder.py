@@ -37,7 +37,7 @@ _HARMLESS = frozenset({"uname", "ldconfig", "lscpu", "fc-list"})  # what librari
 _RUN_VARIABLES = frozenset(
     {"CASEBOOK_ROOT", "CASEBOOK_RUN_ID", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "PYTHONPATH", "MPLBACKEND", "TERM",
      "PAGER", "GIT_PAGER", "CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "JPY_PARENT_PID", "JPY_SESSION_NAME",
-     "JPY_INTERRUPT_EVENT"}
+     "JPY_INTERRUPT_EVENT", "PYDEVD_DISABLE_FILE_VALIDATION"}
 )  # fmt: skip
 _IMPORTERS = ("importlib._bootstrap_external", "_frozen_importlib_external", "importlib.metadata")
 _WALKERS = ("os", "shutil")  # they open folders below one that they hold, and list them next
@@ -55,6 +55,8 @@ class Recorder:
         self.stamps: dict[str, tuple | None] = {}
         self.doubts: dict[str, None] = {}
         self.declared = 0
+        self.suspended = False
+        self.is_kernel = True
         self.environ = dict(os.environ)
         self._made: set[str] = set()
         paths = sysconfig.get_paths()
@@ -64,7 +66,7 @@ class Recorder:
         self._busy = threading.local()
 
     @contextlib.contextmanager
-    def _aside(self) -> Iterator[None]:
+    def aside(self) -> Iterator[None]:
         """Let what the recorder itself reads pass unrecorded."""
         self._busy.yes = True
         try:
@@ -74,9 +76,9 @@ class Recorder:
 
     def attend(self, action: Callable, *arguments: object) -> None:
         """Run one handler; an error in it must not reach the chapter, but is a doubt."""
-        if getattr(self._busy, "yes", False):
+        if self.suspended or getattr(self._busy, "yes", False):
             return
-        with self._aside():
+        with self.aside():
             try:
                 action(*arguments)
             except Exception as error:
@@ -183,7 +185,7 @@ class Recorder:
 
     def variable(self, name: str) -> None:
         """Record a variable that our code asks for, as it was before any cell; declared ones are in every key."""
-        if name not in _RUN_VARIABLES and not is_declared(name):
+        if self.is_kernel and name not in _RUN_VARIABLES and not is_declared(name):
             self.states.setdefault(variable_name(name), variable_digest(name, self.environ.get(name)))
 
     def imported(self, stem: str, origin: str | None) -> None:
@@ -202,17 +204,24 @@ class Recorder:
 
     def finish(self) -> dict:
         """Return states and doubts, after a check that nothing read has changed meanwhile."""
-        with self._aside():
+        with self.aside():
             for module in list(sys.modules.values()):
                 if isinstance(file := getattr(module, "__file__", None), str):
                     self._check_seen(absolute(file))
-            for name, before in self.states.items():
-                stamp = _stamp(self.places.path(name)) if name in self.stamps else None
-                if name.startswith("environment "):
-                    continue  # a chapter may set its own variables; what counts is what it was given
-                if state(name, self.places) != before or stamp != self.stamps.get(name):
-                    self.doubts[f"{name} changed while it ran"] = None
+            for name in self.changed():
+                self.doubts[f"{name} changed while it ran"] = None
             return {"reads": dict(self.states), "doubts": list(self.doubts), "declared": self.declared}
+
+    def changed(self) -> list[str]:
+        """Return the names of what is not as it was when it was read first, or was written since."""
+        found = []
+        for name, before in self.states.items():
+            if name.startswith("environment "):
+                continue  # a chapter may set its own variables; what counts is what it was given
+            stamp = _stamp(self.places.path(name)) if name in self.stamps else None
+            if state(name, self.places) != before or stamp != self.stamps.get(name):
+                found.append(name)
+        return found
 
     def _check_seen(self, file: str) -> None:
         if self.places.is_ours(file) and not self.is_left_out(file):
@@ -250,18 +259,22 @@ def _stamp(path: str) -> tuple | None:
     return None if is_folder else (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def start(root: str, ignored: list[str]) -> None:
-    """Record from now on; called again, it only leaves out more folders.
+def start(root: str, ignored: list[str], *, is_kernel: bool = True) -> None:
+    """Record from now on; called again, go on with other folders and variables.
 
     Args:
         root: the repository.
         ignored: folders that belong to the run itself.
+        is_kernel: whether this process runs cells, rather than making kernels that do.
     """
     if _running:
-        _running[0].ignored, _running[0].environ = tuple(ignored), dict(os.environ)
+        recorder = _running[0]
+        recorder.ignored, recorder.environ, recorder.suspended = tuple(ignored), dict(os.environ), False
+        recorder.is_kernel = is_kernel
         return
     library = Path(__file__).resolve().parent.parent.parent
     recorder = Recorder(Places(Path(root), library), ignored)
+    recorder.is_kernel = is_kernel
     _running.append(recorder)
     for module in list(sys.modules.values()):
         if isinstance(file := getattr(module, "__file__", None), str) and recorder.places.is_ours(absolute(file)):
@@ -270,6 +283,22 @@ def start(root: str, ignored: list[str]) -> None:
     _wrap_questions(recorder)
     _wrap_environment(recorder)
     sys.addaudithook(_hook(recorder))
+
+
+def suspend() -> None:
+    """Record nothing until `start` is called again."""
+    for recorder in _running:
+        recorder.suspended = True
+
+
+def paused() -> contextlib.AbstractContextManager:
+    """Return a context in which this thread is not recorded."""
+    return _running[0].aside() if _running else contextlib.nullcontext()
+
+
+def changed() -> list[str]:
+    """Return in words what has changed since it was read."""
+    return [f"{name} has changed since it was read" for name in _running[0].changed()] if _running else []
 
 
 def finish() -> dict | None:

@@ -22,6 +22,7 @@ from casestudies_lib.runner.completeness import Incomplete, cell_name, verdicts_
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.jobs import Job
 from casestudies_lib.runner.supervise import Outcome, follow, guarded
+from casestudies_lib.runner.warm_process import obstacle, wanted, warm_process
 from casestudies_lib.runner.worker_files import EXECUTED, JOB, SOURCE
 
 
@@ -41,11 +42,13 @@ class Progress:
 
 Notify = Callable[[Progress], None]
 Say = Callable[[str, list[str]], None]
+Warn = Callable[[str], None]
 
 
 def run_chapter(
-    job: Job, notify: Notify = lambda _: None, stop: threading.Event | None = None, *, enter: bool = True
-) -> Path:
+    job: Job, notify: Notify = lambda _: None, stop: threading.Event | None = None, *, enter: bool = True,
+    warm: Path | None = None, warn: Warn = lambda _: None,
+) -> Path:  # fmt: skip
     """Execute one chapter and store its result.
 
     Args:
@@ -53,6 +56,8 @@ def run_chapter(
         notify: receives the progress, cell by cell.
         stop: set from another thread, it ends the run early.
         enter: whether the cache takes the run; the rows of a sweep, which can be thousands, have a store of their own.
+        warm: the socket of a process to fork the kernel from, see `warm_process`.
+        warn: receives a line where the kernel could not be forked.
 
     Returns:
         The result folder.
@@ -63,10 +68,12 @@ def run_chapter(
     """
     started, clock = datetime.now(UTC), time.monotonic()
     with results.scratch_folder(job.destination) as scratch:
-        source = _snapshot(job, scratch)
+        source = _snapshot(job, scratch, warm)
         key = key_of(job.chapter.slug, source, job.parameters, job.values)
         outcome = _supervised(job, source, scratch, notify, stop or threading.Event())
         notebook, verdicts = _judged(job, source, scratch, outcome)
+        if cold := outcome.facts.pop("kernel_cold_because", ""):
+            warn(f"{job.chapter.slug}: its kernel started cold: {cold}")
         reads, doubts = _reads(job, source, key, outcome.facts.pop("recorded", None))
         provenance = {
             "chapter": job.chapter.slug,
@@ -101,11 +108,11 @@ def _reads(job: Job, source: dict, key: Key, recorded: dict | None) -> tuple[dic
     return (everything() | recorded["reads"] if doubts else recorded["reads"]), doubts
 
 
-def _snapshot(job: Job, scratch: Path) -> dict:
+def _snapshot(job: Job, scratch: Path, warm: Path | None) -> dict:
     """Copy the notebook aside, so that what runs is what the key says, whatever its author saves meanwhile."""
     task = {
         "parameters": job.changed, "folder": str(paths.notebooks().absolute()), "cell_limit": job.cell_limit,
-        "root": str(paths.root().absolute()),
+        "root": str(paths.root().absolute()), "warm": str(warm or ""),
     }  # fmt: skip
     with results.writing(job.destination):
         (scratch / SOURCE).write_bytes(job.chapter.path.read_bytes())
@@ -197,7 +204,12 @@ def interruptible() -> Iterator[None]:
 
 
 def obtain(
-    jobs: list[Job], notify: Notify = lambda _: None, *, fresh: bool = False, say: Say = lambda slug, reasons: None
+    jobs: list[Job],
+    notify: Notify = lambda _: None,
+    *,
+    fresh: bool = False,
+    say: Say = lambda slug, reasons: None,
+    warn: Warn = lambda _: None,
 ) -> dict[str, Path]:
     """Return a true result for every job: from the cache where every input is unchanged, else from a run.
 
@@ -206,6 +218,7 @@ def obtain(
         notify: receives the progress of the runs, from several threads.
         fresh: run all of them, whatever the cache holds.
         say: receives for each chapter why it runs; no reason where it does not.
+        warn: receives a line where kernels start more slowly than they could.
 
     Returns:
         The result folder of each chapter, by slug.
@@ -221,15 +234,16 @@ def obtain(
             found[job.chapter.slug] = cache.serve(job, answer)
         else:
             waiting.append(job)
-    return found | (run_side_by_side(waiting, notify) if waiting else {})
+    return found | (run_side_by_side(waiting, notify, warn) if waiting else {})
 
 
-def run_side_by_side(jobs: list[Job], notify: Notify = lambda _: None) -> dict[str, Path]:
+def run_side_by_side(jobs: list[Job], notify: Notify = lambda _: None, warn: Warn = lambda _: None) -> dict[str, Path]:
     """Run chapters on as many cores as there are, those that took longest last time first.
 
     Args:
         jobs: one for each chapter.
         notify: receives the progress of all of them, from several threads.
+        warn: receives a line where kernels start more slowly than they could.
 
     Returns:
         The result folder of each chapter, by slug.
@@ -238,10 +252,11 @@ def run_side_by_side(jobs: list[Job], notify: Notify = lambda _: None) -> dict[s
         CasebookError: the first failure; the other runs are ended.
     """
     stop = threading.Event()
-    with interruptible(), ThreadPoolExecutor(max_workers=min(len(jobs), cores()) or 1) as pool:
+    workers = min(len(jobs), cores()) or 1
+    with interruptible(), _warm(warn) as warm, ThreadPoolExecutor(max_workers=workers) as pool:
         try:
             runs = {
-                pool.submit(run_chapter, job, notify, stop): job.chapter.slug
+                pool.submit(run_chapter, job, notify, stop, warm=warm, warn=warn): job.chapter.slug
                 for job in sorted(jobs, key=cache.last_seconds, reverse=True)
             }
             return _first_failure_or_all(runs)
@@ -249,6 +264,19 @@ def run_side_by_side(jobs: list[Job], notify: Notify = lambda _: None) -> dict[s
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def _warm(warn: Warn) -> Iterator[Path | None]:
+    """Lend the process that kernels are forked from, which imports PyTorch while papermill is imported elsewhere."""
+    reason = obstacle() if wanted() else ""
+    if reason:
+        warn(f"kernels start cold: {reason}")
+    if reason or not wanted():
+        yield None
+        return
+    with warm_process(paths.notebooks(), paths.root().absolute()) as address:
+        yield address
 
 
 def cores() -> int:

@@ -56,7 +56,7 @@ def environment(run_id: str, scratch: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def guarded(
-    command: list[str], scratch: Path, *, captured: bool = True, folder: Path | None = None
+    command: list[str], scratch: Path, *, captured: bool = True, folder: Path | None = None, as_is: bool = False
 ) -> Iterator[subprocess.Popen]:
     """Start a command under guard, and end all of it on leaving.
 
@@ -65,13 +65,14 @@ def guarded(
         scratch: a folder that the guard removes should this process die.
         captured: whether standard output and error are pipes to read from, or those of this process.
         folder: where the command starts; by default the current folder.
+        as_is: whether it gets the variables of this process as they are, rather than those of a run.
     """
     run_id = secrets.token_hex(16)
     guard = [sys.executable, "-m", "casestudies_lib.runner.guard", str(os.getpid()), str(scratch), *command]
     output = subprocess.PIPE if captured else None
     process = subprocess.Popen(
-        guard, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment(run_id, scratch), cwd=folder,
-        start_new_session=True,
+        guard, stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=folder, start_new_session=True,
+        env={**os.environ, MARKER: run_id} if as_is else environment(run_id, scratch),
     )  # fmt: skip
     try:
         yield process

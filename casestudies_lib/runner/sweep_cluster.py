@@ -142,8 +142,8 @@ def _check_scheduler(address: str, security) -> None:
     """Ask who is there, because a client waits for ever for anything that is no scheduler and says nothing."""
     try:
         identity = asyncio.run(_identity(address, security))
-    except (TimeoutError, OSError, ValueError, RuntimeError) as error:
-        reason = "no answer that a Dask scheduler would give" if isinstance(error, TimeoutError) else str(error)
+    except Exception as error:  # whatever a stranger says is read as Dask's own, down to a MemoryError
+        reason = str(error) if type(error) is OSError else "no answer that a Dask scheduler would give"
         raise NoCluster(
             f"no Dask scheduler at {address}: {reason}; start one with: dask scheduler --host HOST --port PORT"
         ) from error
@@ -176,10 +176,15 @@ def _threads(client, address: str) -> int:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence Dask's own lines while it is in use; what matters to the user is said by the sweep."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    import distributed
+
+    name = distributed.__name__
+    names = [name, *(each for each in logging.root.manager.loggerDict if each.startswith(f"{name}."))]
+    before = {each: logging.getLogger(each).level for each in names}  # it gives several of them levels of their own
+    for each in names:
+        logging.getLogger(each).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for each, level in before.items():
+            logging.getLogger(each).setLevel(level)

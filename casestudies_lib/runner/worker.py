@@ -13,23 +13,27 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import nbformat
 import papermill
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning import KernelProvisionerFactory
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
 
+from casestudies_lib.runner.warm_files import ADDRESS, PROVISIONER
 from casestudies_lib.runner.worker_files import EXECUTED, SOURCE
 
 OUTPUT_LIMIT = 16 * 2**20  # characters a run may print or show; a chapter stores at most 1 MB
 _LINE = 12  # characters around an entry of a list: a notebook file gives each a line, indented
 SAVE_EVERY = 5.0  # seconds between copies of the unfinished notebook
+_ATTEMPTS = 3  # at starting a kernel: another program may take one of its ports before it does
 _RECORD = "__import__('casestudies_lib.runner.cache_recorder', fromlist=['start']).start({})"
 _FACTS = "__import__('casestudies_lib.runner.facts', fromlist=['facts']).facts()"
 
@@ -46,6 +50,7 @@ class Session:
     folder: Path
     cell_limit: float
     root: str
+    begun: bool = False
     notebook: nbformat.NotebookNode | None = None
     facts: dict = field(default_factory=dict)
     shown: int = 0
@@ -73,6 +78,7 @@ class _Client(PapermillNotebookClient):
 
     def papermill_execute_cells(self) -> None:
         try:
+            self.session.begun = True
             self._start_recording()
             super().papermill_execute_cells()
             self._ask_facts()
@@ -115,6 +121,29 @@ class _Client(PapermillNotebookClient):
             request = self.kc.execute("", silent=True, user_expressions={"facts": _FACTS})
             answer = self.wait_for_reply(request)["content"]["user_expressions"]["facts"]
             self.session.facts = json.loads(answer["data"]["application/json"])
+        cold = getattr(self.km.provisioner, "cold_because", None)
+        self.session.facts["kernel"] = "new process" if cold is None or cold else "forked"
+        self.session.facts["kernel_cold_because"] = cold or ""
+
+
+def _client(nb_man, kernel_name: str, session: Session) -> _Client:
+    # The user's own "python3" kernel may belong to another Python: use the one of this environment.
+    manager = AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    client = _Client(
+        nb_man, km=manager, timeout=session.cell_limit, startup_timeout=60, iopub_timeout=30,
+        kernel_name=kernel_name, log_output=False,
+    )  # fmt: skip
+    client.session = session
+    return client
+
+
+def _fork_kernels(address: str) -> None:
+    """Have kernels forked from the warm process at this address; also where the package was installed without it."""
+    os.environ[ADDRESS] = address
+    factory = KernelProvisionerFactory.instance()
+    entry = EntryPoint(PROVISIONER, "casestudies_lib.runner.warm_provisioner:WarmProvisioner", factory.GROUP_NAME)
+    factory.provisioners.setdefault(PROVISIONER, entry)
+    factory.default_provisioner_name = PROVISIONER
 
 
 def _characters(value: object) -> int:
@@ -133,14 +162,14 @@ def _engine(session: Session) -> type[Engine]:
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, **_options) -> None:
             session.notebook = nb_man.nb
-            # The user's own "python3" kernel may belong to another Python: use the one of this environment.
-            manager = AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-            client = _Client(
-                nb_man, km=manager, timeout=session.cell_limit, startup_timeout=60, iopub_timeout=30,
-                kernel_name=kernel_name, log_output=False,
-            )  # fmt: skip
-            client.session = session
-            client.execute(cleanup_kc=True)
+            for attempt in range(_ATTEMPTS):
+                client = _client(nb_man, kernel_name, session)
+                try:
+                    client.execute(cleanup_kc=True)
+                    return
+                except RuntimeError:
+                    if session.begun or attempt == _ATTEMPTS - 1:
+                        raise
 
     return CasebookEngine
 
@@ -189,6 +218,8 @@ def main(job_file: str) -> int:
     folder = Path(job_file).parent
     os.chdir(folder)  # papermill takes braces in a path for its own templates, so it gets names only
     problem = None
+    if job["warm"]:
+        _fork_kernels(job["warm"])
     with _private_events() as events:
         session = Session(events, folder, job["cell_limit"], job["root"])
         try:

@@ -194,11 +194,18 @@ def make_book(root: Path) -> Book:
     return Book(root)
 
 
+@pytest.fixture(scope="session")
+def new_book():
+    """Return the function that makes an empty book in a folder, for fixtures that share one among many tests."""
+    return make_book
+
+
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """A book with one chapter, `tiny`; this process and the commands it starts see it as their root."""
     book = make_book(tmp_path / "a book")
     monkeypatch.setenv("CASEBOOK_ROOT", str(book.root))
+    monkeypatch.setenv("CI", "1")  # a new process for each kernel: these chapters need none of what a warm one imports
     book.write_chapter("tiny")
     yield book
     book.end()
@@ -211,7 +218,7 @@ def finished(tmp_path_factory):
     shows = ("OMP_NUM_THREADS", "MPLBACKEND")
     omp, backend = (f"print(__import__('os').environ['{name}'])" for name in shows)
     book.write_chapter("tiny", (omp, "import os; os.getcwd()", backend))
-    settings = foreign_settings(tmp_path_factory.mktemp("home")) | {"API_TOKEN": book.secret}
+    settings = foreign_settings(tmp_path_factory.mktemp("home")) | {"API_TOKEN": book.secret, "CI": "1"}
     book.completed = book.casebook("run", "tiny", "--json", env=book.environment | settings)
     return book
 
@@ -231,6 +238,7 @@ def ran(finished, tmp_path, monkeypatch):
     shutil.copytree(finished.root, tmp_path / "a copy")
     copied = Book(tmp_path / "a copy")
     monkeypatch.setenv("CASEBOOK_ROOT", str(copied.root))
+    monkeypatch.setenv("CI", "1")
     yield copied
     copied.end()
 

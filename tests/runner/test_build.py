@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 import types
@@ -12,7 +13,7 @@ from casestudies_lib.runner import build, compare
 from casestudies_lib.runner.chapters import all_chapters
 from casestudies_lib.runner.errors import CasebookError, Failure
 from casestudies_lib.runner.jobs import prepare
-from casestudies_lib.runner.results import read_result
+from casestudies_lib.runner.results import read_result, run_folder
 
 
 class PublishError(Exception):
@@ -140,29 +141,61 @@ def test_check_fails_when_a_compared_output_differs(checked):
     assert "error: check failed: stored outputs" in done.stderr
 
 
+def test_check_executes_nothing_that_a_true_run_has_shown_already(checked):
+    assert checked.casebook("run", "tiny").returncode == 0
+    done = checked.casebook("check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing it read has changed" in done.stderr
+    assert "cells, " not in done.stderr
+    assert "tiny: 0/5 cells" in checked.casebook("check", "--fresh").stderr
+
+
+@pytest.mark.parametrize(
+    ("cell", "stored", "passes"),
+    [
+        ("print(1)\nprint(2)", {"output_type": "stream", "name": "stdout", "text": "1\n2\n"}, True),
+        ("print(1)\nprint(2)", {"output_type": "stream", "name": "stdout", "text": "1\n2"}, False),
+        ("print(1)", {"output_type": "stream", "name": "stderr", "text": "1\n"}, False),
+        ("6 * 7", {"output_type": "execute_result", "data": {"text/plain": "42"}, "metadata": {}}, True),
+        ("6 * 7", {"output_type": "execute_result", "data": {"text/plain": "43"}, "metadata": {}}, False),
+        ("6 * 7", None, False),
+    ],
+)
+def test_replayed_runs_are_compared_by_the_rules_of_nbval_itself(checked, cell, stored, passes):
+    """The control executes under plain nbval; both must come to the same conclusion."""
+    path = checked.write_chapter("tiny", (cell,))
+    notebook = json.loads(path.read_text())
+    notebook["cells"][2]["metadata"]["tags"] = ["nbval-check-output"]
+    for number, entry in enumerate(notebook["cells"][1:], start=1):
+        entry["execution_count"] = number
+    if stored is not None:
+        extra = {"execution_count": 2} if stored["output_type"] == "execute_result" else {}
+        notebook["cells"][2]["outputs"] = [stored | extra]
+    path.write_text(json.dumps(notebook))
+    plain = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env", path]
+    assert (subprocess.run(plain, capture_output=True, cwd=checked.root).returncode == 0) is passes
+    done = checked.casebook("check", "tiny")
+    assert (done.returncode == 0) is passes, done.stdout + done.stderr
+
+
 def test_check_fails_when_the_contract_is_broken(checked, monkeypatch):
     (checked.root / "tiny.breaks-the-contract").write_text("")
-    monkeypatch.setattr(compare, "nbval_command", lambda chapters, limit: [sys.executable, "-c", ""])
-    failed = compare.compare(all_chapters(), everything=False, cell_limit=60, announce=lambda line: None)
+    monkeypatch.setattr(compare, "nbval_command", lambda chapters, ran: [sys.executable, "-c", ""])
+    failed = compare.compare(all_chapters(), folders(), everything=False, announce=lambda line: None)
     assert failed == ["contract"]
+
+
+def folders() -> dict:
+    return {chapter.slug: run_folder(chapter, {}) for chapter in all_chapters()}
 
 
 def test_check_refuses_to_compare_without_the_contract_test(ran):
     with pytest.raises(Failure, match=r"test_notebook_contract\.py is missing"):
-        compare.compare(all_chapters(), everything=True, cell_limit=60, announce=lambda line: None)
+        compare.compare(all_chapters(), folders(), everything=True, announce=lambda line: None)
 
 
 def test_a_selection_that_no_contract_test_covers_is_a_failure(checked, monkeypatch):
     checked.write_chapter("third", number=3)
-    monkeypatch.setattr(compare, "nbval_command", lambda chapters, limit: [sys.executable, "-c", ""])
+    monkeypatch.setattr(compare, "nbval_command", lambda chapters, ran: [sys.executable, "-c", ""])
     chosen = [chapter for chapter in all_chapters() if chapter.slug == "third"]
-    assert compare.compare(chosen, everything=False, cell_limit=60, announce=lambda line: None) == ["contract"]
-
-
-def test_several_notebooks_are_spread_whole_over_workers(book, monkeypatch):
-    book.write_chapter("second", number=2)
-    monkeypatch.setattr(compare, "cores", lambda: 4)
-    command = compare.nbval_command(all_chapters(), 60)
-    assert command[command.index("-n") + 1] == "2"
-    assert command[command.index("--dist") + 1] == "loadfile"
-    assert "--nbval-cell-timeout=60" in command
+    assert compare.compare(chosen, folders(), everything=False, announce=lambda line: None) == ["contract"]

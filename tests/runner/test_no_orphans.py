@@ -58,7 +58,9 @@ def command(process: psutil.Process) -> str:
 
 
 def guard_of(book, casebook):
-    (guard,) = [p for p in book.survivors() if "runner.guard" in command(p) and p.ppid() == casebook.pid]
+    """Return the guard of the run; the process that kernels are forked from has one of its own."""
+    guards = [p for p in book.survivors() if "runner.guard" in command(p) and p.ppid() == casebook.pid]
+    (guard,) = [p for p in guards if "runner.worker" in command(p)]
     return guard
 
 

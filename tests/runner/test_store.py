@@ -3,8 +3,10 @@
 import json
 
 import nbformat
+import pytest
 
 from casestudies_lib.runner.cleaning import cleaned, notebook_text
+from casestudies_lib.runner.store import STORED_LIMIT, storing_objections
 
 
 def executed(stamp):
@@ -96,3 +98,22 @@ def test_store_warns_when_another_input_changed_during_the_run(book):
     done = book.casebook("run", "tiny", "--store")
     assert done.returncode == 0
     assert "this changed while it ran: requirements.lock changed" in done.stderr
+
+
+def test_store_refuses_what_is_too_large_or_tells_of_the_machine_and_names_it_by_cell(book):
+    cells = ("print('x' * 1_000_001)", "import os; print(os.environ['API_TOKEN'])", "!true")
+    path = book.write_chapter("tiny", cells)
+    before = path.read_bytes()
+    done = book.casebook("run", "tiny", "--store", env=book.environment | {"API_TOKEN": book.secret})
+    assert done.returncode == 1
+    (line,) = book.messages(done.stderr).splitlines()
+    assert line.startswith("error: 1_tiny.ipynb is not stored: code cell 4 (`!true`) holds a line that is no Python")
+    assert "it holds the value of the environment variable API_TOKEN" in line
+    assert "at most 1,000,000 are stored; show fewer or smaller outputs" in line
+    assert book.secret not in done.stderr
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("size", "objects"), [(STORED_LIMIT, False), (STORED_LIMIT + 1, True)])
+def test_the_limit_of_a_stored_notebook_is_one_million_bytes(size, objects):
+    assert bool(storing_objections({"cells": []}, size)) is objects

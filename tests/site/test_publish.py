@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from casestudies_lib.runner import publish as publishing
+from casestudies_lib.runner import results
 from casestudies_lib.runner.publish import MARKER, PublishError, publish
 from casestudies_lib.runner.site import chapter, stage
 
@@ -165,6 +166,46 @@ def test_a_missing_math_package_is_named(casebook, old_site, monkeypatch):
 def test_the_message_of_a_build_that_fails_without_a_warning_is_the_end_of_what_it_said(tmp_path):
     done = subprocess.CompletedProcess([], 1, stdout="", stderr="\x1b[31mTraceback\x1b[0m\nKeyError: 'x'\n")
     assert publishing._complaints(done, tmp_path) == "Traceback\nKeyError: 'x'"
+
+
+def show(casebook, **data):
+    """Let the plain chapter show this output, under a seal that fits."""
+    folder = casebook.results["plain_case"]
+    result = results.read_result(folder)
+    notebook = json.loads((folder / "notebook.ipynb").read_text())
+    notebook["cells"][2]["outputs"] = [{"output_type": "display_data", "data": data, "metadata": {}}]
+    with results.scratch_folder(folder) as scratch:
+        results.write_result(folder, scratch, json.dumps(notebook).encode(), result.verdicts, result.provenance)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "says"),
+    [
+        ("text/html", "<script>document.title = 1</script>", "the HTML element 'script'"),
+        ("text/html", ["<img src=x ", "onerror=alert(1)>"], "the attribute 'onerror'"),
+        ("text/markdown", "<iframe src='x'></iframe>", "the HTML element 'iframe'"),
+        ("application/javascript", "alert(1)", "shows application/javascript; allowed: "),
+        ("text/plain", "token: a-secret-value", "the value of the environment variable SITE_TOKEN"),
+        ("text/plain", "read /home/someone/records.csv", "a folder of one machine"),
+    ],
+)
+def test_an_output_that_no_page_may_hold_is_refused(casebook, old_site, monkeypatch, kind, content, says):
+    monkeypatch.setenv("SITE_TOKEN", "a-secret-value")
+    show(casebook, **{kind: content})
+    message = refused(casebook, old_site)
+    assert message.startswith("1_plain_case.ipynb may not be published: ")
+    assert says in message
+    assert "a-secret-value" not in message
+
+
+def test_a_page_that_tells_of_this_machine_is_refused_wherever_that_comes_from(casebook, old_site, monkeypatch):
+    def build(stage):
+        (stage / "_output").mkdir()
+        (stage / "_output" / "index.html").write_text(f"<p>{casebook.root}/book/index.md</p>")
+        return stage / "_output"
+
+    monkeypatch.setattr(publishing, "_build", build)
+    assert "index.html would publish the folder of this casebook" in refused(casebook, old_site)
 
 
 def test_header_and_math_stand_in_the_published_chapter_and_not_in_the_download(published):

@@ -10,7 +10,7 @@ from casestudies_lib.claims import Report
 from casestudies_lib.figures import FAULT, FIX, OTHER
 from casestudies_lib.runner.site.markup import html_text
 from casestudies_lib.runner.site.pictures import FOLDER
-from casestudies_lib.runner.site.sweeps import Sweep, thresholds
+from casestudies_lib.runner.site.sweeps import SweptClaims, thresholds
 
 SCRIPTS = "_scripts"
 _INK = {"upheld": FIX["color"], "refuted": FAULT["color"]}
@@ -18,44 +18,53 @@ _SHAPES = {
     "upheld": "square", "refuted": "circle", "inconclusive": "triangle-up", "uninformative": "diamond",
     "untested": "cross",
 }  # fmt: skip
+_LEGEND = alt.Legend(orient="top")
 _WIDTH, _HEIGHT = 520, 280  # pixels
 
 
-def chart(sweep: Sweep, report: Report, claim: str, across: str) -> alt.LayerChart:
+def chart(sweep: SweptClaims, report: Report, claim: str, across: str) -> alt.LayerChart:
     """Return the chart of one claim over one parameter; every choice in it is a named signal that a script may set."""
-    signals = [
-        alt.param(name="claim", value=claim),
-        alt.param(name="across", value=across),
-        alt.param(name="labels", value=sweep.parameters[across]),
-        alt.param(name="marked", value=0),
-        *(alt.param(name=f"at_{name}", value=0) for name in sweep.parameters),
-    ]
-    chosen = " && ".join(
-        ["datum.claim === claim", *(f"(across === '{n}' || datum.i_{n} === at_{n})" for n in sweep.parameters)]
-    )
     place = "".join(f"across === '{name}' ? datum.i_{name} : " for name in sweep.parameters) + "0"
-    runs = alt.Chart(alt.Data(values=_spread(sweep.rows))).transform_filter(chosen)
+    runs = alt.Chart(alt.Data(values=_spread(sweep.rows))).transform_filter(_chosen(sweep))
     runs = runs.transform_calculate(place=f"({place}) + datum.shift")
-    domain = [alt.ExprRef("-0.5"), alt.ExprRef("length(labels) - 0.5")]
-    axis = alt.Axis(labelExpr="labels[datum.value] || ''", tickMinStep=1, title=None, grid=False)
-    x = alt.X("place:Q", axis=axis, scale=alt.Scale(domain=domain, nice=False))
+    x, ink, shape = _axis(), _ink(), _shape()
     y = alt.Y("value:Q", title="measured, 95 % interval", scale=alt.Scale(zero=False))
-    names = list(_SHAPES)
-    ink = alt.Color(
-        "verdict:N", legend=None, scale=alt.Scale(domain=names, range=[_INK.get(n, OTHER["color"]) for n in names])
-    )
-    shape = alt.Shape(
-        "verdict:N", title="verdict", scale=alt.Scale(domain=names, range=list(_SHAPES.values())),
-        legend=alt.Legend(orient="top"),
-    )  # fmt: skip
     bars = runs.mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=ink)
     dots = runs.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=ink, shape=shape)
     ends = alt.Chart(alt.Data(values=thresholds(report))).transform_filter("datum.claim === claim")
     lines = ends.mark_rule(strokeDash=[2, 3], color="black").encode(y=alt.Y("end:Q"))
-    mark = alt.Chart(alt.Data(values=[{}])).mark_rule(color="#c9d0d6", strokeWidth=26, opacity=0.5)
-    mark = mark.transform_calculate(place="marked").encode(x=x)
-    layers = alt.layer(mark, lines, bars, dots).add_params(*signals)
+    mark = alt.Chart(alt.Data(values=[{}])).transform_calculate(place="marked")
+    mark = mark.mark_rule(color="#c9d0d6", strokeWidth=26, opacity=0.5).encode(x=x)
+    layers = alt.layer(mark, lines, bars, dots).add_params(*_signals(sweep, claim, across))
     return layers.properties(width=_WIDTH, height=_HEIGHT).configure(aria=False, background="white")
+
+
+def _signals(sweep: SweptClaims, claim: str, across: str) -> list[alt.Parameter]:
+    choices = {"claim": claim, "across": across, "labels": sweep.parameters[across], "marked": 0}
+    choices |= {f"at_{name}": 0 for name in sweep.parameters}
+    return [alt.param(name=name, value=value) for name, value in choices.items()]
+
+
+def _chosen(sweep: SweptClaims) -> str:
+    """Return the expression that keeps the rows of the claim at the chosen values of all other parameters."""
+    fixed = (f"(across === '{name}' || datum.i_{name} === at_{name})" for name in sweep.parameters)
+    return " && ".join(["datum.claim === claim", *fixed])
+
+
+def _axis() -> alt.X:
+    domain = [alt.ExprRef("-0.5"), alt.ExprRef("length(labels) - 0.5")]
+    axis = alt.Axis(labelExpr="labels[datum.value] || ''", tickMinStep=1, title=None, grid=False)
+    return alt.X("place:Q", axis=axis, scale=alt.Scale(domain=domain, nice=False))
+
+
+def _ink() -> alt.Color:
+    range_ = [_INK.get(name, OTHER["color"]) for name in _SHAPES]
+    return alt.Color("verdict:N", title="verdict", scale=alt.Scale(domain=list(_SHAPES), range=range_), legend=_LEGEND)
+
+
+def _shape() -> alt.Shape:
+    scale = alt.Scale(domain=list(_SHAPES), range=list(_SHAPES.values()))
+    return alt.Shape("verdict:N", title="verdict", scale=scale, legend=_LEGEND)
 
 
 def _spread(rows: list[dict]) -> list[dict]:
@@ -65,7 +74,7 @@ def _spread(rows: list[dict]) -> list[dict]:
     return [row | {"shift": round((seeds.index(row["seed"]) - (len(seeds) - 1) / 2) * step, 4)} for row in rows]
 
 
-def explorer(sweep: Sweep, report: Report, figures: Path) -> str:
+def explorer(sweep: SweptClaims, report: Report, figures: Path) -> str:
     """Return the explorer as one block of HTML; `explorer.js` brings it to life, without it the picture stands.
 
     Args:
@@ -93,7 +102,7 @@ def explorer(sweep: Sweep, report: Report, figures: Path) -> str:
     )
 
 
-def _alternative(sweep: Sweep, report: Report, claim: str, across: str) -> str:
+def _alternative(sweep: SweptClaims, report: Report, claim: str, across: str) -> str:
     """Return in words what the picture shows."""
     others = [name for name in sweep.parameters if name != across]
     rows = [row for row in sweep.rows if row["claim"] == claim and not any(row[f"i_{name}"] for name in others)]
@@ -110,4 +119,5 @@ def write_scripts(folder: Path) -> None:
     """Write the one copy of the chart library that all explorers share, from the installed package."""
     folder.mkdir(parents=True, exist_ok=True)
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    (folder / "vega.js").write_text(script, encoding="utf-8")
+    # The bundle is a module. As a plain script, which also loads from a folder, its names must not meet the page's.
+    (folder / "vega.js").write_text(f"(() => {{\n{script}\n}})();\n", encoding="utf-8")

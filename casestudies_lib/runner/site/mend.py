@@ -7,7 +7,10 @@ from pathlib import Path
 # Each pair was found by axe-core on a built page; tests/site looks for it again.
 _MENDED = (
     # The logo stands outside every landmark.
-    (r'<div class="sidebar-primary-item">(?=\s*<a class="navbar-brand)', '<div class="sidebar-primary-item" role="navigation" aria-label="Home">'),
+    (
+        r'<div class="sidebar-primary-item">(?=\s*<a class="navbar-brand)',
+        '<div class="sidebar-primary-item" role="navigation" aria-label="Home">',
+    ),
     # Roles that ARIA has withdrawn, or that lists may not hold.
     (r' role="doc-(?:biblioentry|backlink)"', ""),
     (r'<div role="list" class="citation-list">', '<div class="citation-list">'),

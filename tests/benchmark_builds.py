@@ -1,0 +1,200 @@
+"""What a build costs, each time against the least that it could cost, measured in the same run; part of `make bench`.
+
+Everything runs in a copy of the repository, so that the edit of a model that one measurement is about stays there.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from casestudies_lib import paths
+from casestudies_lib.runner.chapters import Chapter, all_chapters, read_notebook, source_of
+from casestudies_lib.runner.execute import cores
+
+Row = tuple[str, str, str]
+CASEBOOK = [sys.executable, "-m", "casestudies_lib.cli"]
+_LEFT = (".venv", ".git", "_build", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "node_modules")
+RUN_ALL = """
+import json, sys
+from casestudies_lib.runner.chapters import all_chapters
+from casestudies_lib.runner.execute import obtain
+from casestudies_lib.runner.jobs import prepare
+ran = {}
+obtain([prepare(chapter) for chapter in all_chapters()], fresh=sys.argv[1] == "fresh", say=ran.__setitem__)
+sys.stderr.write("ran " + json.dumps(sorted(slug for slug, reasons in ran.items() if reasons)))
+"""
+SITE = """
+import sys, time
+from casestudies_lib import paths
+from casestudies_lib.runner import publish
+from casestudies_lib.runner.chapters import all_chapters
+from casestudies_lib.runner.site.stage import write_stage
+folders = {chapter.slug: paths.build() / "runs" / chapter.slug for chapter in all_chapters()}
+cases = sorted((publish.read_case(slug, folder) for slug, folder in folders.items()), key=publish._number)
+with publish._staging() as stage:
+    write_stage(stage, cases)
+    begin = time.perf_counter()
+    publish._build(stage)
+    sys.stderr.write(f"took {time.perf_counter() - begin}")
+"""
+KERNEL = """
+import sys, time
+from jupyter_client.manager import start_new_kernel
+def ready():
+    begin = time.perf_counter()
+    manager, client = start_new_kernel(kernel_name="python3")
+    client.execute_interactive("import torch, matplotlib.pyplot", store_history=False)
+    taken = time.perf_counter() - begin
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+    return taken
+new = min(ready() for _ in range(3))
+from jupyter_client.provisioning import KernelProvisionerFactory
+from casestudies_lib.runner import warm_provisioner
+KernelProvisionerFactory.instance().default_provisioner_name = "casebook-warm"
+ready()
+while not warm_provisioner._ready(warm_provisioner._own[0]):
+    time.sleep(0.1)
+sys.stderr.write(f"took {min(ready() for _ in range(3)) / new}")
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Wall seconds, processor seconds of all processes, their peak resident memory in MB, and standard error."""
+
+    seconds: float
+    processor: float
+    memory: float
+    said: str
+
+    @property
+    def took(self) -> float:
+        """Return the number that the command itself wrote last."""
+        return float(self.said.split("took ")[1])
+
+
+def build_rows(scratch: Path) -> list[Row]:
+    """Return what was measured, the measurement, and the figure to reach."""
+    copy = scratch / "a copy"
+    shutil.copytree(paths.root(), copy, ignore=shutil.ignore_patterns(*_LEFT))
+    scripts, processor = plain_scripts(scratch, copy)
+    cold = measured([sys.executable, "-c", RUN_ALL, "fresh"], copy)
+    site = measured([sys.executable, "-c", SITE], copy).took
+    warm = measured([*CASEBOOK, "build"], copy)
+    unchanged = warm.said.count("nothing changed, from the cache")
+    check = measured([*CASEBOOK, "check"], copy).seconds
+    nbval = measured(nbval_command(copy), copy).seconds
+    forked = measured([sys.executable, "-c", KERNEL], copy).took
+    return [
+        ("all chapters, side by side ÷ plain scripts on the same cores", f"{cold.seconds / scripts:.2f}", "≤ 1.05"),
+        ("the same in processor time, whatever else runs", f"{cold.processor / processor:.2f}", "≤ 1.05"),
+        ("peak memory of that, runner included", f"{cold.memory:.0f} MB", "≤ 1500 MB"),
+        ("build without a change ÷ jupyter-book alone", f"{warm.seconds / site:.2f}", "≤ 1.5"),
+        ("chapters that such a build runs", f"{len(all_chapters()) - unchanged}", "0"),
+        *one_edit(copy, cold.seconds, site),
+        ("plain nbval ÷ plain scripts on the same cores", f"{nbval / scripts:.2f}", ""),
+        ("check after a build ÷ plain nbval", f"{check / nbval:.2f}", ""),
+        ("forked kernel ÷ new kernel, until PyTorch and pyplot are there", f"{forked:.2f}", "≤ 0.5"),
+    ]
+
+
+def one_edit(copy: Path, cold: float, site: float) -> list[Row]:
+    """Return what a build costs, and runs, after an edit of one model that one chapter uses."""
+    slug, module = edited_model()
+    with (copy / "casestudies_lib" / "models" / module).open("a", encoding="utf-8") as file:
+        file.write("\n# edited\n")
+    build = measured([*CASEBOOK, "build"], copy)
+    ran = [line.split(":")[0] for line in build.said.splitlines() if ": runs, " in line]
+    return [
+        (
+            "build after an edit of one model ÷ (all chapters + jupyter-book)",
+            f"{build.seconds / (cold + site):.2f}",
+            "",
+        ),
+        (f"chapters that an edit of models/{module} runs", ", ".join(ran), slug),
+    ]
+
+
+def edited_model() -> tuple[str, str]:
+    """Return a chapter and a model that only this chapter has read, by the records of the runs that came before."""
+    readers: dict[str, list[str]] = {}
+    for chapter in all_chapters():
+        code = "".join(source_of(cell) for cell in read_notebook(chapter.path)["cells"] if cell["cell_type"] == "code")
+        for path in sorted((paths.root() / "casestudies_lib" / "models").glob("[!_]*.py")):
+            if f"models.{path.stem} " in code or f"models import {path.stem}" in code:
+                readers.setdefault(path.name, []).append(chapter.slug)
+    return next((slugs[0], module) for module, slugs in readers.items() if len(slugs) == 1)
+
+
+def plain_scripts(scratch: Path, copy: Path) -> tuple[float, float]:
+    """Return wall and processor seconds of the chapters as plain scripts, as many at a time as there are cores."""
+    jobs = sorted(all_chapters(), key=lambda chapter: stored_seconds(chapter), reverse=True)
+    begin, spent = time.perf_counter(), processor_seconds()
+    with ThreadPoolExecutor(cores()) as pool:
+        list(pool.map(lambda chapter: as_script(chapter, scratch, copy), jobs))
+    return time.perf_counter() - begin, processor_seconds() - spent
+
+
+def processor_seconds() -> float:
+    """Return what all children that have ended have used of the processors."""
+    return os.times().children_user + os.times().children_system
+
+
+def stored_seconds(chapter: Chapter) -> float:
+    """Return how long the chapter took when it last ran here, as the runner knows it too."""
+    path = paths.build() / "runs" / chapter.slug / "provenance.json"
+    try:
+        return float(json.loads(path.read_text("utf-8"))["seconds"])
+    except OSError:
+        return float("inf")
+
+
+def as_script(chapter: Chapter, scratch: Path, copy: Path) -> None:
+    cells = [cell for cell in read_notebook(chapter.path)["cells"] if cell["cell_type"] == "code"]
+    script = scratch / f"{chapter.slug}.py"
+    script.write_text("\n\n".join(source_of(cell) for cell in cells), encoding="utf-8")
+    measured([sys.executable, str(script)], copy, copy / "notebooks")
+
+
+def nbval_command(copy: Path) -> list[str]:
+    files = [str(chapter.path.relative_to(paths.root())) for chapter in all_chapters()]
+    options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900", "-n", str(cores())]
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--dist", "loadfile", *options, *files]
+
+
+def measured(command: list[str], root: Path, folder: Path | None = None) -> Measured:
+    """Run a command to its end, with the repository's copy as its root."""
+    variables = os.environ | {"PYTHONPATH": str(root), "CASEBOOK_ROOT": str(root)}
+    variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    begin, spent, peak = time.perf_counter(), processor_seconds(), 0.0
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        process = psutil.Popen(command, cwd=folder or root, env=variables, stdout=subprocess.DEVNULL, stderr=said)
+        while process.poll() is None:
+            peak = max(peak, resident(process))
+            time.sleep(0.1)
+        seconds = time.perf_counter() - begin
+        said.seek(0)
+        text = said.read()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command[:4])} … failed with exit status {process.returncode}:\n{text[-2000:]}")
+    return Measured(seconds, processor_seconds() - spent, peak / 1e6, text)
+
+
+def resident(process: psutil.Process) -> float:
+    total = 0
+    try:
+        for each in [process, *process.children(recursive=True)]:
+            total += each.memory_info().rss
+    except psutil.NoSuchProcess:
+        pass
+    return total
