@@ -12,6 +12,7 @@ def chapter(bench):
     chapter = bench("mixing_gates", SMALL)
     chapter.run_cells("import math", "corpus = text.harbour()", "WARM_UP =", "def draw(", "class Run(", "KINDS = [")
     chapter.run_cells("gains = {kind", "COUPLED = Switches(", "def cost_of_removal(", "MAKE = {", "gated = train(")
+    chapter.run("decay_only = np.cumprod(1 - rates * weight_decay)")
     chapter.run_cells("again = [losses", "gpt2 = {", "def explained(", "repeat = GatedModel(")
     chapter.run_cells("def carried_over(", "def with_gates(", "def at(model", "def accused(")
     return chapter
@@ -35,10 +36,10 @@ def test_g1_as_published_half_of_the_coupler_stays_dead(restored, capsys):
     assert "wired as meant     zeros convex   mixing weights {3} of 3, others {0} of 6" in shown
 
 
-def test_g2_against_noise_alone_the_weight_does_show_the_worth(restored):
+def test_g2_if_what_gains_nothing_got_no_weight_the_weight_would_show_the_worth(restored):
     assert restored.verdict("G2") == "refuted"
-    noise = ("np.maximum(ends['redundant'], ends['useless'])", "ends['harmful']")
-    assert restored.verdict("G2", change=noise) == "upheld"
+    none = ("np.maximum(ends['redundant'], ends['useless'])", "0 * ends['useless']")
+    assert restored.verdict("G2", change=none) == "upheld"
 
 
 def test_g3_a_branch_of_noise_is_turned_off(restored):
@@ -60,7 +61,7 @@ def test_g4_untrained_gates_stay_open(restored):
 
 
 def test_g5_without_the_guard_zero_is_like_any_other(restored):
-    restored.run("few = seeds[:4]")
+    restored.run("few, steps = seeds[:4], 200")  # noise takes longer than a short run to bring the weight to zero
     assert restored.verdict("G5", "ONE_BLOCK =") == "refuted"
     assert restored.verdict("G5", "ONE_BLOCK =", change=("guard=guard", "guard=False")) == "upheld"
 

@@ -74,7 +74,7 @@ class Switches:
             the published code does on outputs.
         cross_token: the feed-forward also reads its hidden values of the 8 tokens most attended to.
         reciprocal_mlp: attention's latent keys feed the feed-forward, its hidden values feed the keys, or both.
-        reciprocal_from: which hidden values feed the keys: this block's in the previous batch (as published, and then the
+        reciprocal_from: which hidden values feed the keys: this block's in the previous batch (as published; then the
             keys reach the feed-forward without a gradient too), or those of the block before.
         coupler: how the two directions of `reciprocal_mlp` share weights.
         coupler_zeros: the bug: a per-head-scalar coupler that returns zeros.
