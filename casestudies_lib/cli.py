@@ -363,6 +363,30 @@ def evidence_check(
         raise typer.Exit(Failure.exit_code)
 
 
+@evidence_app.command("cost")
+def evidence_cost(
+    chapter: ChapterName,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="rows of the sweep to reckon")] = 10_000,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="workers, one core each")] = 100,
+    lost: Annotated[float, typer.Option(min=0, max=1, help="chance that a worker is lost within an hour")] = 0.05,
+    as_json: AsJson = False,
+) -> None:
+    """Reckon a large sweep from what the rows of the chapter's evidence did cost."""
+    from dataclasses import asdict
+
+    from casestudies_lib.runner.evidence import folder, read_evidence
+    from casestudies_lib.runner.sweep_cost import cost, measure, seconds_per_task
+
+    found = read_evidence(chapter)
+    size = (folder() / f"{chapter}.parquet").stat().st_size
+    measured = measure(found, size, seconds_per_task())
+    figures = {"rows": rows, "workers": workers, **asdict(measured), **asdict(cost(measured, rows, workers, lost))}
+    if as_json:
+        _print_json(figures)
+    else:
+        _table("On paper", ["what", "number"], [[n.replace("_", " "), f"{v:.4g}"] for n, v in figures.items()])
+
+
 @app.command()
 def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000) -> None:
     """Serve the built site on this machine."""

@@ -201,9 +201,11 @@ def test_an_output_that_no_page_may_hold_is_refused(casebook, old_site, monkeypa
 
 
 def test_a_page_that_tells_of_this_machine_is_refused_wherever_that_comes_from(casebook, old_site, monkeypatch):
+    page = f'<html lang="en"><head><meta charset="utf-8"></head><p>{casebook.root}/book/index.md</p></html>'
+
     def build(stage):
         (stage / "_output").mkdir()
-        (stage / "_output" / "index.html").write_text(f"<p>{casebook.root}/book/index.md</p>")
+        (stage / "_output" / "index.html").write_text(page)
         return stage / "_output"
 
     monkeypatch.setattr(publishing, "_build", build)
