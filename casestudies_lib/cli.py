@@ -218,15 +218,20 @@ def check(
 def build(
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each chapter")] = 900.0,
     fresh: Fresh = False,
+    base_url: Annotated[
+        str | None, typer.Option("--base-url", metavar="URL", help="where the site will stand; adds a sitemap")
+    ] = None,
 ) -> None:
     """Run the chapters that a change reaches and publish the site in _build/html."""
     from casestudies_lib.runner.build import build as build_site
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
+    from casestudies_lib.runner.site.address import check_address
 
+    address = check_address(base_url) if base_url else None
     jobs = [prepare(chapter, time_limit=time_limit) for chapter in _chosen(None)]
     with shown([job.chapter.slug for job in jobs]) as notify:
-        page = build_site(jobs, paths.build() / "html", notify, _say, fresh=fresh)
+        page = build_site(jobs, paths.build() / "html", notify, _say, fresh=fresh, address=address)
     _say(f"site in {page}; look at it with: casebook serve")
 
 

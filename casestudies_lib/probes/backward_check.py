@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from casestudies_lib.probes.backward_findings import ORDER, WRONG, findings, precision_note, unchecked_inputs_note
-from casestudies_lib.probes.backward_search import UNRESOLVED, Judgement, Search, pulls_of, search
+from casestudies_lib.probes.backward_search import SUSPECT, UNRESOLVED, Judgement, Search, pulls_of, search
 from casestudies_lib.probes.backward_slopes import COARSE_STEPS, STEPS
 from casestudies_lib.probes.backward_subject import (
     CannotTell,
@@ -39,7 +39,7 @@ def backward_check(
     directions: int = 2,
     seed: int = 0,
     tolerance: float = 1e-4,
-    evaluations: int = 24,
+    evaluations: int = 16,
     replay: bool = False,
 ) -> ProbeResult:
     """Compare gradients with finite differences along random directions, and say which tensor's is wrong, and how.
@@ -236,7 +236,9 @@ def _measures(work: Search, evaluations: int) -> dict[str, Any]:
 
 def _headline(judged: Mapping[str, Judgement], measures: Mapping[str, Any]) -> str:
     if measures["wrong"]:
-        return f"{measures['wrong']} of {len(judged)} gradients disagree with finite differences."
+        suspects = sum(judgement.kind == SUSPECT for judgement in judged.values())
+        doubt = f", among them {suspects} of which at least one does" if suspects else ""
+        return f"{measures['wrong']} of {len(judged)} gradients disagree with finite differences{doubt}."
     smallest = measures["smallest_error_seen"]
     seen = "" if smallest is None else f"; an error of {100 * smallest:.2g} % in any of them would have been seen"
     return f"No gradient of {len(judged)} was found to disagree with finite differences{seen}."
