@@ -38,8 +38,8 @@ display({{"application/vnd.casebook.verdicts+json": verdicts, "application/vnd.c
 
 
 def last_words(stderr):
-    """Return the last line of standard error, without what it takes in time."""
-    return re.sub(r"[0-9.]+ s\b", "S s", stderr.strip().splitlines()[-1])
+    """Return the last line of standard error, without what differs from run to run and from code to code."""
+    return re.sub(r"--sweep [0-9a-f]+", "--sweep KEY", stderr.strip().splitlines()[-1])
 
 
 def verdict(claim):
@@ -322,12 +322,12 @@ def impostors():
 NO_SCHEDULERS = [
     pytest.param("web server", marks=fault("The address given to a sweep is that of a web server")),
     pytest.param("silence", marks=fault("The address given to a sweep is one where nobody speaks")),
-    pytest.param("closed port", marks=fault("The address given to a sweep is one where nobody listens")),
+    "closed port",  # no row: what the system says of it differs between machines
 ]
 
 
 @pytest.mark.parametrize("kind", NO_SCHEDULERS)
-def test_an_address_that_is_no_scheduler_is_one_line_within_half_a_minute(book, observed, impostors, kind):
+def test_an_address_that_is_no_scheduler_is_one_line_within_half_a_minute(book, request, impostors, kind):
     """Dask's own client waits for ever for a server that answers something else."""
     begun = time.monotonic()
     done = book.casebook("sweep", "tiny", "--scheduler", f"127.0.0.1:{impostors[kind]}")
@@ -338,7 +338,9 @@ def test_an_address_that_is_no_scheduler_is_one_line_within_half_a_minute(book, 
     assert time.monotonic() - begun < 30
     assert ran(book) == []
     proof = ["no row was run", "said within half a minute", book.all_ended()]
-    observed(done.stderr, done.returncode, proof, {book.root: "BOOK", f"tcp://127.0.0.1:{impostors[kind]}": "ADDRESS"})
+    if request.node.get_closest_marker("fault"):
+        places = {book.root: "BOOK", f"tcp://127.0.0.1:{impostors[kind]}": "ADDRESS"}
+        request.getfixturevalue("observed")(done.stderr, done.returncode, proof, places)
 
 
 def test_a_worker_is_told_from_a_scheduler_and_a_scheduler_without_workers_is_said(book, cluster, monkeypatch):
