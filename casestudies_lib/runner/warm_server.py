@@ -172,26 +172,32 @@ def _answer(connection: socket.socket, selector, kernels: dict, conditions: _Con
         _say(connection, {"refused": reason})
         connection.close()
         return None
-    reading, writing = os.pipe()
-    with cache_recorder.paused():  # this fork is no child process of a chapter
-        pid = os.fork()
+    pid = _fork(selector)
     if pid == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.setsid()  # a kernel leads its own process group, so that a signal to the group reaches it and its children
-        os.write(writing, b".")
-        os.close(reading)
-        os.close(writing)
-        for other in list(selector.get_map().values()):
-            other.fileobj.close()
         return request
-    os.close(writing)
-    os.read(reading, 1)
-    os.close(reading)
     for stream in request.streams:
         os.close(stream)
     kernels[connection] = Kernel(pid, connection)
     _say(connection, {"pid": pid})
     return None
+
+
+def _fork(selector) -> int:
+    """Fork, and return once the new process leads its own group: a signal sent earlier would reach this one."""
+    reading, writing = os.pipe()
+    with cache_recorder.paused():  # this fork is no child process of a chapter
+        pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.setsid()
+        os.write(writing, b".")
+        for other in list(selector.get_map().values()):
+            other.fileobj.close()
+    os.close(writing)
+    if pid:
+        os.read(reading, 1)
+    os.close(reading)
+    return pid
 
 
 def _receive(connection: socket.socket) -> Request | None:
@@ -228,9 +234,12 @@ def _reap(selector, kernels: dict) -> None:
 
 
 def _children(pid: int) -> list[int]:
+    """Return the children of a process, whichever of its threads started them."""
+    found = []
     with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
-    return []
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (thread / "children").read_text(encoding="ascii").split()]
+    return found
 
 
 def _end_orphans(kernels: set[int]) -> None:

@@ -101,6 +101,15 @@ def test_a_syntax_error_in_the_runner_names_module_and_line(book, library, obser
         observed(said, done.returncode, proof, {book.root: "BOOK", library.parent: "BOOK"})
 
 
+LESSON = """\
+[[lessons]]
+title = "A lesson"
+text = "It was there all along."
+ask = "Was it?"
+exhibits = [{ chapter = "tiny", claim = "T1", shows = "it" }]
+"""
+
+
 def add_pages(book):
     """Give the book the pages of the real one, with its own chapter in place of the real ones."""
     shutil.copytree(REPOSITORY / "book", book.root / "book")
@@ -109,6 +118,7 @@ def add_pages(book):
     for part in contents["parts"]:
         if any(entry["file"].startswith("notebooks/") for entry in part["chapters"]):
             part["chapters"] = [{"file": "notebooks/1_tiny"}]
+    (book.root / "book" / "lessons.toml").write_text(LESSON)
     (book.root / "book" / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
 
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 import yaml
 from nbformat import v4
 
 from casestudies_lib.claims import SYMBOLS, VERDICTS_MIME, Table
 from casestudies_lib.figures import Shown
-from casestudies_lib.runner import results
+from casestudies_lib.runner import results, sweep_table
 from casestudies_lib.runner.cache_key import parts
 from casestudies_lib.runner.chapters import find_chapter, read_notebook
 from casestudies_lib.runner.parameters import read_parameters
@@ -141,17 +140,27 @@ def exercise_cells() -> list[nbformat.NotebookNode]:
     ]
 
 
-def evidence_of_a_sweep() -> pd.DataFrame:
-    """Return the verdicts of two claims over two parameters and two seeds."""
-    rows = [
+def evidence_of_a_sweep() -> list[dict]:
+    """Return the verdicts of two claims over two parameters and two seeds, as lines of evidence."""
+    return [
         {
-            "claim": claim, "verdict": "upheld" if epochs > 5 else "inconclusive", "value": 0.1 * epochs + 0.01 * seed,
+            "record": "verdict", "chapter": "plain_case", "claim": claim, "key": f"{epochs}-{router}-{seed}",
+            "verdict": "upheld" if epochs > 5 else "inconclusive", "value": 0.1 * epochs + 0.01 * seed,
             "low": 0.1 * epochs - 0.1, "high": 0.1 * epochs + 0.1, "param_seed": seed, "param_epochs": epochs,
             "param_router": router,
         }
         for claim in ("P1", "P2") for epochs in (5, 10, 20) for router in ("hard", "soft") for seed in (0, 8)
     ]  # fmt: skip
-    return pd.DataFrame(rows)
+
+
+def write_evidence(root: Path) -> None:
+    """Commit that sweep, with its provenance, in a casebook."""
+    parquet = sweep_table.to_parquet(evidence_of_a_sweep())
+    provenance = {
+        "format": sweep_table.FORMAT, "chapter": "plain_case", "command": "casebook sweep plain_case",
+        "grid": {"epochs": [5, 10, 20]}, "rows": 12, "inputs": {}, "sha256": sweep_table.digest(parquet),
+    }  # fmt: skip
+    sweep_table.write(root / "data" / "evidence", "plain_case", parquet, provenance)
 
 
 def add_chapter(root: Path, number: int, slug: str, title: str, says: str, letter: str) -> Path:
@@ -205,8 +214,7 @@ def build_casebook(root: Path) -> SmallCasebook:
         (root / folder).mkdir(parents=True)
     shutil.copyfile(REAL_ROOT / "data" / "faults.json", root / "data" / "faults.json")
     (root / "book" / "lessons.toml").write_text(LESSONS, encoding="utf-8")
-    evidence_of_a_sweep().to_parquet(root / "data" / "evidence" / "plain_case.parquet")
-    (root / "data" / "evidence" / "plain_case.json").write_text('{"commit": "abc", "rows": 24}', encoding="utf-8")
+    write_evidence(root)
     found = {
         "plain_case": add_chapter(root, 1, "plain_case", "A plain case", "the gap is real when `λ = 1`", "P"),
         "hostile_case": add_chapter(root, 2, "hostile_case", HOSTILE, HOSTILE, "H"),

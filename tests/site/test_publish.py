@@ -9,8 +9,10 @@ import pytest
 
 from casestudies_lib.runner import publish as publishing
 from casestudies_lib.runner import results
+from casestudies_lib.runner.errors import Mistake
 from casestudies_lib.runner.publish import MARKER, PublishError, publish
 from casestudies_lib.runner.site import chapter, stage
+from casestudies_lib.runner.site.address import check_address
 
 CHAPTER = "notebooks/1_plain_case.html"
 NEW_PAGE = '<meta charset="utf-8"><p>the new site</p>'
@@ -199,9 +201,11 @@ def test_an_output_that_no_page_may_hold_is_refused(casebook, old_site, monkeypa
 
 
 def test_a_page_that_tells_of_this_machine_is_refused_wherever_that_comes_from(casebook, old_site, monkeypatch):
+    page = f'<html lang="en"><head><meta charset="utf-8"></head><p>{casebook.root}/book/index.md</p></html>'
+
     def build(stage):
         (stage / "_output").mkdir()
-        (stage / "_output" / "index.html").write_text(f"<p>{casebook.root}/book/index.md</p>")
+        (stage / "_output" / "index.html").write_text(page)
         return stage / "_output"
 
     monkeypatch.setattr(publishing, "_build", build)
@@ -223,3 +227,21 @@ def test_the_published_site_carries_what_it_needs_and_little_more(published):
     assert [path for path in files if path.suffix in (".map", ".ttf")] == []
     loads_mathjax = {name: "tex-chtml.js" in (published.site / name).read_text() for name in ("index.html", CHAPTER)}
     assert loads_mathjax == {"index.html": False, CHAPTER: True}
+
+
+def test_a_site_without_an_address_names_none_and_one_with_it_has_a_sitemap_and_previews(casebook, published):
+    page = (published.site / CHAPTER).read_text(encoding="utf-8")
+    assert not (published.site / "sitemap.xml").exists()
+    assert "og:" not in page
+    assert 'rel="canonical"' not in page
+    publish(casebook.results, casebook.site, "https://example.org/book/")
+    page = (casebook.site / CHAPTER).read_text(encoding="utf-8")
+    assert f"https://example.org/book/{CHAPTER}" in (casebook.site / "sitemap.xml").read_text()
+    assert f'rel="canonical" href="https://example.org/book/{CHAPTER}"' in page
+    assert 'property="og:title"' in page
+
+
+@pytest.mark.parametrize("address", ["example.org", "ftp://example.org", "https://", "https://example.org/?a=1"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(Mistake, match="https://host/path/"):
+        check_address(address)

@@ -10,7 +10,7 @@ from casestudies_lib.claims import Report
 from casestudies_lib.figures import FAULT, FIX, OTHER
 from casestudies_lib.runner.site.markup import html_text
 from casestudies_lib.runner.site.pictures import FOLDER
-from casestudies_lib.runner.site.sweeps import Sweep, thresholds
+from casestudies_lib.runner.site.sweeps import SweptClaims, thresholds
 
 SCRIPTS = "_scripts"
 _INK = {"upheld": FIX["color"], "refuted": FAULT["color"]}
@@ -22,7 +22,7 @@ _LEGEND = alt.Legend(orient="top")
 _WIDTH, _HEIGHT = 520, 280  # pixels
 
 
-def chart(sweep: Sweep, report: Report, claim: str, across: str) -> alt.LayerChart:
+def chart(sweep: SweptClaims, report: Report, claim: str, across: str) -> alt.LayerChart:
     """Return the chart of one claim over one parameter; every choice in it is a named signal that a script may set."""
     place = "".join(f"across === '{name}' ? datum.i_{name} : " for name in sweep.parameters) + "0"
     runs = alt.Chart(alt.Data(values=_spread(sweep.rows))).transform_filter(_chosen(sweep))
@@ -39,13 +39,13 @@ def chart(sweep: Sweep, report: Report, claim: str, across: str) -> alt.LayerCha
     return layers.properties(width=_WIDTH, height=_HEIGHT).configure(aria=False, background="white")
 
 
-def _signals(sweep: Sweep, claim: str, across: str) -> list[alt.Parameter]:
+def _signals(sweep: SweptClaims, claim: str, across: str) -> list[alt.Parameter]:
     choices = {"claim": claim, "across": across, "labels": sweep.parameters[across], "marked": 0}
     choices |= {f"at_{name}": 0 for name in sweep.parameters}
     return [alt.param(name=name, value=value) for name, value in choices.items()]
 
 
-def _chosen(sweep: Sweep) -> str:
+def _chosen(sweep: SweptClaims) -> str:
     """Return the expression that keeps the rows of the claim at the chosen values of all other parameters."""
     fixed = (f"(across === '{name}' || datum.i_{name} === at_{name})" for name in sweep.parameters)
     return " && ".join(["datum.claim === claim", *fixed])
@@ -74,7 +74,7 @@ def _spread(rows: list[dict]) -> list[dict]:
     return [row | {"shift": round((seeds.index(row["seed"]) - (len(seeds) - 1) / 2) * step, 4)} for row in rows]
 
 
-def explorer(sweep: Sweep, report: Report, figures: Path) -> str:
+def explorer(sweep: SweptClaims, report: Report, figures: Path) -> str:
     """Return the explorer as one block of HTML; `explorer.js` brings it to life, without it the picture stands.
 
     Args:
@@ -102,7 +102,7 @@ def explorer(sweep: Sweep, report: Report, figures: Path) -> str:
     )
 
 
-def _alternative(sweep: Sweep, report: Report, claim: str, across: str) -> str:
+def _alternative(sweep: SweptClaims, report: Report, claim: str, across: str) -> str:
     """Return in words what the picture shows."""
     others = [name for name in sweep.parameters if name != across]
     rows = [row for row in sweep.rows if row["claim"] == claim and not any(row[f"i_{name}"] for name in others)]
@@ -119,4 +119,5 @@ def write_scripts(folder: Path) -> None:
     """Write the one copy of the chart library that all explorers share, from the installed package."""
     folder.mkdir(parents=True, exist_ok=True)
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    (folder / "vega.js").write_text(script, encoding="utf-8")
+    # The bundle is a module. As a plain script, which also loads from a folder, its names must not meet the page's.
+    (folder / "vega.js").write_text(f"(() => {{\n{script}\n}})();\n", encoding="utf-8")

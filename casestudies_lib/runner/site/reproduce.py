@@ -7,9 +7,7 @@ from pathlib import Path
 from casestudies_lib.runner.fault_table import FaultRow
 from casestudies_lib.runner.site.case import Case
 from casestudies_lib.runner.site.markup import html_prose, html_text, table
-from casestudies_lib.runner.site.sweeps import provenance_rows
-
-_SCALARS = (str, int, float, bool)
+from casestudies_lib.runner.site.sweeps import provenance_of
 
 
 def run_table(cases: Sequence[Case]) -> str:
@@ -28,21 +26,22 @@ def run_table(cases: Sequence[Case]) -> str:
 
 
 def sweep_table(cases: Sequence[Case]) -> str:
-    """Return an HTML table of the committed sweeps: chapter, file, and every plain value of their provenance."""
-    found = provenance_rows([case.report for case in cases])
-    if not found:
-        return '<p class="fine">No sweep is committed yet.</p>\n'
-    chapters = {case.report.slug: case.chapter_link() for case in cases}
+    """Return an HTML table of the committed sweeps: how each was made, what it holds, and whether it is still true."""
     rows = [
-        (chapters[report.slug], f"<code>data/evidence/{report.slug}.parquet</code>", _provenance(provenance))
-        for report, provenance in found
+        (case.chapter_link(), *_sweep(*found)) for case in cases if (found := provenance_of(case.report)) is not None
     ]
-    return table("Sweeps behind the explorers", ("Chapter", "Evidence", "Provenance"), rows, "sweeps")
+    if not rows:
+        return '<p class="fine">No sweep is committed yet.</p>\n'
+    return table("Sweeps behind the explorers", ("Chapter", "Made with", "Rows", "State"), rows, "sweeps")
 
 
-def _provenance(provenance: dict) -> str:
-    shown = {name: value for name, value in provenance.items() if isinstance(value, _SCALARS)}
-    return "; ".join(f"{html_text(name)}: {html_text(value)}" for name, value in shown.items())
+def _sweep(provenance: dict, changed: Sequence[str]) -> tuple[str, str, str]:
+    made = {name: ", ".join(map(str, values)) for name, values in provenance.get("made_with", {}).items() if values}
+    versions = "; ".join(f"{html_text(name)} {html_text(text)}" for name, text in made.items())
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    state = f"older than its code: {html_text(', '.join(changed[:3]))}{more}" if changed else "up to date with its code"
+    command = f'<code>{html_text(provenance["command"])}</code><span class="fine">{versions}</span>'
+    return command, html_text(provenance["rows"]), state
 
 
 def fault_table(found: Sequence[FaultRow]) -> str:

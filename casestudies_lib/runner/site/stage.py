@@ -18,7 +18,7 @@ from casestudies_lib.runner.site.explorer import SCRIPTS, explorer, write_script
 from casestudies_lib.runner.site.landing import landing_board
 from casestudies_lib.runner.site.lessons import lesson_page, read_lessons
 from casestudies_lib.runner.site.slides import slide_page
-from casestudies_lib.runner.site.sweeps import Sweep, read_sweep
+from casestudies_lib.runner.site.sweeps import SweptClaims, read_sweep
 from casestudies_lib.runner.site.symptoms import symptom_index
 from casestudies_lib.runner.site.teaching import teaching_page
 
@@ -74,7 +74,7 @@ def _waiting(cases: Sequence[Case]) -> list[Report]:
     return [load_report(slug) for slug in report_slugs() if slug not in on_trial]
 
 
-def _stage_chapter(stage: Path, case: Case, sweep: Sweep | None) -> None:
+def _stage_chapter(stage: Path, case: Case, sweep: SweptClaims | None) -> None:
     figures = stage / "extra" / pictures.FOLDER
     explored = explorer(sweep, case.report, figures) if sweep else ""
     notebook = chapter_notebook(case, figures, explored)

@@ -1,14 +1,13 @@
 """A chapter's committed sweep as the explorer needs it: one row a run and claim, and the values of each parameter."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
-from casestudies_lib import paths
 from casestudies_lib.claims import Region, Report
+from casestudies_lib.runner import evidence
+from casestudies_lib.runner.chapters import find_chapter
 from casestudies_lib.runner.errors import Failure
 
 _PREFIX = "param_"
@@ -21,7 +20,7 @@ class SweepError(Failure):
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweptClaims:
     """What a sweep found: rows of claim, verdict, value, low, high, seed and one index for each parameter."""
 
     slug: str
@@ -29,29 +28,19 @@ class Sweep:
     rows: list[dict]
 
 
-def evidence_files(slug: str) -> tuple[Path, Path]:
-    """Return where a chapter's evidence lies: table and provenance."""
-    folder = paths.root() / "data" / "evidence"
-    return folder / f"{slug}.parquet", folder / f"{slug}.json"
-
-
-def read_sweep(report: Report) -> Sweep | None:
+def read_sweep(report: Report) -> SweptClaims | None:
     """Return the committed sweep of a chapter, or None where there is none.
 
     Raises:
-        SweepError: the file cannot be read, lacks a column, or names a claim that the report does not hold.
+        BadTable: the evidence is damaged.
+        SweepError: it lacks a column, or names a claim that the report does not hold.
     """
-    table, _ = evidence_files(report.slug)
-    if not table.is_file():
+    if report.slug not in evidence.slugs():
         return None
-    try:
-        frame = pd.read_parquet(table)
-    except (OSError, ValueError) as error:
-        raise SweepError(f"{table} cannot be read: {error}") from error
-    return sweep_of(report, frame)
+    return sweep_of(report, evidence.read_evidence(report.slug).lines)
 
 
-def sweep_of(report: Report, frame: pd.DataFrame) -> Sweep | None:
+def sweep_of(report: Report, frame: pd.DataFrame) -> SweptClaims | None:
     """Return the sweep in a table of evidence; None where no parameter takes two values. Raises as `read_sweep`."""
     verdicts = frame[frame["verdict"].notna() & frame["value"].notna()] if set(_NEEDED) <= set(frame) else None
     if verdicts is None:
@@ -71,7 +60,7 @@ def sweep_of(report: Report, frame: pd.DataFrame) -> Sweep | None:
     values = {column: sorted(verdicts[column].unique().tolist()) for column in swept}
     rows = [_row(record, values) for record in verdicts.to_dict("records")]
     names = {column.removeprefix(_PREFIX): [_text(value) for value in found] for column, found in values.items()}
-    return Sweep(report.slug, names, sorted(rows, key=lambda row: (known.index(row["claim"]), row["seed"])))
+    return SweptClaims(report.slug, names, sorted(rows, key=lambda row: (known.index(row["claim"]), row["seed"])))
 
 
 def _row(record: dict, values: dict[str, list]) -> dict:
@@ -95,18 +84,9 @@ def thresholds(report: Report) -> list[dict]:
     return found
 
 
-def provenance_rows(reports: Sequence[Report]) -> list[tuple[Report, dict]]:
-    """Return the provenance of every committed sweep of these reports.
-
-    Raises:
-        SweepError: a table stands without its provenance, or the provenance is not JSON.
-    """
-    found = []
-    for report in reports:
-        table, provenance = evidence_files(report.slug)
-        if table.is_file():
-            try:
-                found.append((report, json.loads(provenance.read_text(encoding="utf-8"))))
-            except (OSError, ValueError) as error:
-                raise SweepError(f"{provenance} cannot be read ({error}); sweep again") from error
-    return found
+def provenance_of(report: Report) -> tuple[dict, list[str]] | None:
+    """Return the provenance of a chapter's evidence, and what changed since in words; None where there is none."""
+    if report.slug not in evidence.slugs():
+        return None
+    provenance = evidence.read_evidence(report.slug).provenance
+    return provenance, evidence.staleness(find_chapter(report.slug), provenance)
