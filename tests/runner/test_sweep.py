@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from casestudies_lib.runner.sweep_rows import BadRow
 
 DASK = Path(sys.executable).parent / "dask"
 PATIENCE = 60.0
+fault = pytest.mark.fault
 # A line for each time that a row really runs.
 LOGGED = "with open('../ran.txt', 'a') as log: print(rate, seed, file=log)"
 MEASURING = """\
@@ -33,6 +35,11 @@ measured = [
 display({{"application/vnd.casebook.verdicts+json": verdicts, "application/vnd.casebook.measurements+json": measured,
          "text/plain": "evidence"}}, raw=True)
 """
+
+
+def last_words(stderr):
+    """Return the last line of standard error, without what it takes in time."""
+    return re.sub(r"[0-9.]+ s\b", "S s", stderr.strip().splitlines()[-1])
 
 
 def verdict(claim):
@@ -194,7 +201,8 @@ def test_two_sweeps_of_the_same_rows_at_once_run_each_of_them_once(book):
 SLOW = "import os, time\nwhile not os.path.exists('../go'):\n    time.sleep(0.1)"
 
 
-def test_the_row_of_a_killed_worker_is_done_by_another(book, cluster):
+@fault("A Dask worker is killed in the middle of a sweep")
+def test_the_row_of_a_killed_worker_is_done_by_another(book, cluster, observed):
     """The worker that dies takes its kernel with it, and its row is redone; no other row runs twice."""
     write_chapter(book, LOGGED, SLOW)
     first = cluster.worker()
@@ -212,9 +220,13 @@ def test_the_row_of_a_killed_worker_is_done_by_another(book, cluster):
     assert len(ran(book)) == 5, sweep.stderr.read()
     assert {line["param_rate"] for line in table(book) if line["record"] == "verdict"} == {0.2, 0.3}
     assert second.poll() is None
+    proof = ["another worker did the row again, no other row ran twice", "the table holds every row once"]
+    proof.append("the killed worker's kernel is gone within 5 s")
+    observed(last_words(sweep.stderr.read()), sweep.returncode, proof, {book.root: "BOOK"})
 
 
-def test_a_killed_scheduler_is_said_and_the_same_command_goes_on_from_there(book, cluster):
+@fault("The Dask scheduler is killed in the middle of a sweep")
+def test_a_killed_scheduler_is_said_and_the_same_command_goes_on_from_there(book, cluster, observed):
     write_chapter(
         book, "import time; time.sleep(600 if rate == 0.3 and not __import__('os').path.exists('../go') else 0)"
     )
@@ -233,17 +245,28 @@ def test_a_killed_scheduler_is_said_and_the_same_command_goes_on_from_there(book
     assert again.returncode == 0, again.stderr
     assert (json.loads(again.stdout)["ran"], json.loads(again.stdout)["found"]) == (1, 1)
     assert ran(book) == ["0.2 0", "0.3 0"]
+    proof = ["the finished row is stored", "the same command runs only the row that is missing"]
+    observed(last_words(said), sweep.returncode, proof, {book.root: "BOOK", cluster.address: "ADDRESS"})
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_nothing_survives_an_ended_sweep_and_finished_rows_stay(book, number, status):
+ENDINGS = [
+    pytest.param(signal.SIGINT, 130, marks=fault("A sweep is stopped by SIGINT (Ctrl-C)")),
+    pytest.param(signal.SIGKILL, -9, marks=fault("A sweep is killed by SIGKILL")),
+]
+
+
+@pytest.mark.parametrize(("number", "status"), ENDINGS)
+def test_nothing_survives_an_ended_sweep_and_finished_rows_stay(book, observed, number, status):
     write_chapter(book, "import time; time.sleep(600 if rate == 0.3 else 0)")
     sweep = book.start("sweep", "tiny", "--grid", "rate=0.2,0.3", "--workers", "2")
     until(lambda: rows_on_disk(book) and any("ipykernel" in command(p) for p in book.survivors()), "the first row")
     sweep.send_signal(number)
     assert sweep.wait(15) == status
-    assert [command(process) for process in book.wait_until_alone(5)] == []
+    proof = [book.all_ended(5)]
     assert len(rows_on_disk(book)) == 1
+    proof.append("the finished row is stored")
+    said = last_words(sweep.stderr.read()) if number == signal.SIGINT else ""
+    observed(said, status, proof, {book.root: "BOOK"})
 
 
 def test_a_local_cluster_listens_on_the_loopback_interface_only():
@@ -296,8 +319,15 @@ def impostors():
     web.server_close()
 
 
-@pytest.mark.parametrize("kind", ["web server", "silence", "closed port"])
-def test_an_address_that_is_no_scheduler_is_one_line_within_half_a_minute(book, impostors, kind):
+NO_SCHEDULERS = [
+    pytest.param("web server", marks=fault("The address given to a sweep is that of a web server")),
+    pytest.param("silence", marks=fault("The address given to a sweep is one where nobody speaks")),
+    pytest.param("closed port", marks=fault("The address given to a sweep is one where nobody listens")),
+]
+
+
+@pytest.mark.parametrize("kind", NO_SCHEDULERS)
+def test_an_address_that_is_no_scheduler_is_one_line_within_half_a_minute(book, observed, impostors, kind):
     """Dask's own client waits for ever for a server that answers something else."""
     begun = time.monotonic()
     done = book.casebook("sweep", "tiny", "--scheduler", f"127.0.0.1:{impostors[kind]}")
@@ -306,6 +336,9 @@ def test_an_address_that_is_no_scheduler_is_one_line_within_half_a_minute(book, 
     assert f"error: no Dask scheduler at tcp://127.0.0.1:{impostors[kind]}: " in done.stderr
     assert "start one with: dask scheduler" in done.stderr
     assert time.monotonic() - begun < 30
+    assert ran(book) == []
+    proof = ["no row was run", "said within half a minute", book.all_ended()]
+    observed(done.stderr, done.returncode, proof, {book.root: "BOOK", f"tcp://127.0.0.1:{impostors[kind]}": "ADDRESS"})
 
 
 def test_a_worker_is_told_from_a_scheduler_and_a_scheduler_without_workers_is_said(book, cluster, monkeypatch):
