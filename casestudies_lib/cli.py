@@ -218,15 +218,20 @@ def check(
 def build(
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each chapter")] = 900.0,
     fresh: Fresh = False,
+    base_url: Annotated[
+        str | None, typer.Option("--base-url", metavar="URL", help="where the site will stand; adds a sitemap")
+    ] = None,
 ) -> None:
     """Run the chapters that a change reaches and publish the site in _build/html."""
     from casestudies_lib.runner.build import build as build_site
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
+    from casestudies_lib.runner.site.address import check_address
 
+    address = check_address(base_url) if base_url else None
     jobs = [prepare(chapter, time_limit=time_limit) for chapter in _chosen(None)]
     with shown([job.chapter.slug for job in jobs]) as notify:
-        page = build_site(jobs, paths.build() / "html", notify, _say, fresh=fresh)
+        page = build_site(jobs, paths.build() / "html", notify, _say, fresh=fresh, address=address)
     _say(f"site in {page}; look at it with: casebook serve")
 
 
@@ -356,6 +361,30 @@ def evidence_check(
         _say(f"error: {fault}")
     if faults:
         raise typer.Exit(Failure.exit_code)
+
+
+@evidence_app.command("cost")
+def evidence_cost(
+    chapter: ChapterName,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="rows of the sweep to reckon")] = 10_000,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="workers, one core each")] = 100,
+    lost: Annotated[float, typer.Option(min=0, max=1, help="chance that a worker is lost within an hour")] = 0.05,
+    as_json: AsJson = False,
+) -> None:
+    """Reckon a large sweep from what the rows of the chapter's evidence did cost."""
+    from dataclasses import asdict
+
+    from casestudies_lib.runner.evidence import folder, read_evidence
+    from casestudies_lib.runner.sweep_cost import cost, measure, seconds_per_task
+
+    found = read_evidence(chapter)
+    size = (folder() / f"{chapter}.parquet").stat().st_size
+    measured = measure(found, size, seconds_per_task())
+    figures = {"rows": rows, "workers": workers, **asdict(measured), **asdict(cost(measured, rows, workers, lost))}
+    if as_json:
+        _print_json(figures)
+    else:
+        _table("On paper", ["what", "number"], [[n.replace("_", " "), f"{v:.4g}"] for n, v in figures.items()])
 
 
 @app.command()

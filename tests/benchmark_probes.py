@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from casestudies_lib.gradient_log import log_gradient_norms
-from casestudies_lib.probes import alignment, causality, reduction_scaling, stepping
+from casestudies_lib.probes import alignment, backward_check, causality, reduction_scaling, stepping
 
 Row = tuple[str, str, str]
 
@@ -22,7 +22,7 @@ def probe_rows() -> list[Row]:
         ("alignment, lists of pairs", f"{lists / 1e6:.1f} M tokens a CPU second", "≥ 1 M"),
         ("stepping, step with ÷ without, 10 M parameters", f"{stepping_overhead():.3f}", "≤ 1.02"),
     ]
-    return rows + reduction_scaling_rows() + causality_rows() + gradient_log_rows()
+    return rows + reduction_scaling_rows() + causality_rows() + gradient_log_rows() + backward_check_rows()
 
 
 def alignment_speed(characters: int = 2_000_000, turns: int = 5) -> tuple[float, float]:
@@ -101,6 +101,59 @@ def reduction_scaling_rows() -> list[Row]:
         measured = f"{probe:.2f} s = {probe / alone:.1f} × one pass of the loss"
         rows.append((f"reduction_scaling, {name}", measured, "≤ 2 s"))
     return rows
+
+
+class Scaled(torch.autograd.Function):
+    """Hands its input on; its backward is off by a factor."""
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.factor * gradient, None
+
+
+class Encoder(nn.Module):
+    """A transformer encoder of a million parameters; half way up, a backward may be off by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True)
+        self.below, self.above = (nn.TransformerEncoder(layer, depth, enable_nested_tensor=False) for depth in (2, 3))
+        self.factor = factor
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.above(Scaled.apply(self.below(inputs), self.factor))
+
+
+def backward_check_rows() -> list[Row]:
+    """Return the probe's processor time by that of one forward-backward pass, a million parameters, right and wrong."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for shape in ((8, 32, 128), (2, 32, 128)):
+        inputs = torch.randn(shape, generator=generator)
+        for factor in (1.0, 1.05):
+            ratio, found = backward_check_ratio(Encoder(factor), inputs)
+            name = f"backward_check ÷ forward-backward, {shape[0] * shape[1]} tokens, factor {factor:g}"
+            rows.append((name, f"{ratio:.1f}, found {'yes' if found else 'no'}", "≤ 20" if shape[0] == 8 else ""))
+    return rows
+
+
+def backward_check_ratio(module: nn.Module, inputs: Tensor, turns: int = 5) -> tuple[float, bool]:
+    """Return the median ratio of `turns` turns of both, and whether the probe found a fault."""
+    ratios = []
+    backward_check(module, inputs)
+    for _ in range(turns):
+        begin = time.process_time()
+        for _ in range(4):
+            module(inputs).square().mean().backward()
+        alone, begin = (time.process_time() - begin) / 4, time.process_time()
+        result = backward_check(module, inputs)
+        ratios.append((time.process_time() - begin) / alone)
+    return sorted(ratios)[turns // 2], result.ok is False
 
 
 class Attention(nn.Module):

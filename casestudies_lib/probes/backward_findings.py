@@ -1,6 +1,6 @@
 """What `backward_check` says about what it saw: how each gradient is wrong, and what usually makes it so."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from casestudies_lib.probes.backward_search import (
     AGREES,
@@ -28,6 +28,10 @@ ORDER = (
 )
 WRONG = ORDER[: ORDER.index(UNRESOLVED)]
 
+# Names in one finding; the table has all.
+LISTED = 6
+
+_DOWNSTREAM = " One wrong backward spoils all that comes before it: look behind the last of these."
 _ON_PURPOSE = "If a stop-gradient is meant (detach, no_grad, straight-through), it is as designed: leave it out here."
 _MEANING = {
     SIGN: "A step along it raises what it should lower.",
@@ -57,16 +61,14 @@ _WHAT_TO_DO = {
 
 
 def findings(judged: Mapping[str, Judgement]) -> list[Finding]:
-    """Return one finding a wrong tensor, one for all suspects together, the worst first."""
-    wrong = sorted(
-        (name for name, judgement in judged.items() if judgement.kind in WRONG),
-        key=lambda name: ORDER.index(judged[name].kind),
-    )
-    suspects = [name for name in wrong if judged[name].kind == SUSPECT]
-    found = [_finding(name, judged[name]) for name in wrong if judged[name].kind != SUSPECT]
-    if suspects:
-        found.append(_fault(", ".join(suspects), SUSPECT, "Together they disagree with finite differences."))
-    return found
+    """Return one finding for all tensors that are wrong in the same way, the worst first."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, judgement in judged.items():
+        if judgement.kind in WRONG:
+            factor = "" if judgement.factor is None else f"{judgement.factor:.3g}"
+            alike.setdefault((judgement.kind, factor), []).append(name)
+    worst_first = sorted(alike.items(), key=lambda entry: ORDER.index(entry[0][0]))
+    return [_finding(names, [judged[name] for name in names]) for _, names in worst_first]
 
 
 def unchecked_inputs_note() -> Finding:
@@ -93,17 +95,23 @@ def precision_note(dtype: str, error: str) -> Finding:
     )
 
 
-def _finding(name: str, judgement: Judgement) -> Finding:
+def _finding(names: Sequence[str], judgements: Sequence[Judgement]) -> Finding:
+    kind, factor = judgements[0].kind, judgements[0].factor or 0.0
+    off = max(judgement.difference or 0.0 for judgement in judgements)
     measured = {
-        SIGN: f"The gradient is {judgement.factor or 0:.3g} times the finite difference.",
-        SCALE: f"The gradient is {judgement.factor or 0:.4g} times the finite difference.",
+        SIGN: f"The gradient is {factor:.3g} times the finite difference.",
+        SCALE: f"The gradient is {factor:.4g} times the finite difference.",
         BROKEN: "The gradient holds nan or infinity, while the output is finite.",
         MISSING: "The gradient is zero or None, while finite differences are not zero.",
         SPURIOUS: "The gradient is not zero, while finite differences are.",
-    }.get(judgement.kind, "")
-    share = f"It is off by {100 * (judgement.difference or 0):.3g} % of its size along a random direction."
-    return _fault(name, judgement.kind, measured or share)
-
-
-def _fault(where: str, kind: str, measured: str) -> Finding:
-    return Finding("fault", where, f"{kind.capitalize()}. {measured}", _MEANING[kind], _WHAT_TO_DO[kind], CHAPTER)
+        SUSPECT: "Together they disagree with finite differences.",
+    }.get(kind, f"The gradient is off by {100 * off:.3g} % of its size along a random direction.")
+    more = _DOWNSTREAM if len(names) > 1 and kind != SUSPECT else ""
+    return Finding(
+        severity="fault",
+        where=", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else ""),
+        measured=f"{kind.capitalize()}. {measured}",
+        meaning=_MEANING[kind],
+        what_to_do=f"{_WHAT_TO_DO[kind]}{more}",
+        chapter=CHAPTER,
+    )

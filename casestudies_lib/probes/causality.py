@@ -157,7 +157,7 @@ def _other(tokens: Tensor, seed: int) -> Tensor:
             "replaced by another one of the batch"
         )
     step = torch.randint(1, len(known), tokens.shape, generator=generator).to(tokens.device)
-    return known[(torch.searchsorted(known, tokens) + step) % len(known)]
+    return known[(torch.searchsorted(known, tokens.contiguous()) + step) % len(known)]
 
 
 def _random(passes: Passes, asked: Asked, base: Tensor) -> str:

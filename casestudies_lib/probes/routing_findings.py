@@ -10,7 +10,7 @@ CHAPTER = "head_routing"
 TASK, BOTH, AUXILIARY, NOTHING = "task", "task and auxiliary", "auxiliary only", "nothing"
 PARTLY = "task, in part"
 ONLY_HERE, FROZEN, BROKEN = "nothing here, the task elsewhere", "frozen", "not finite"
-REACHED, STARVED, CUT, HARD = "reached", "reachable, not chosen", "not reached", "no gradient possible"
+REACHED, STARVED, CUT, HARD = "reached", "not chosen", "not reached", "no gradient possible"
 # A statistic that moves by less than this share of its size is rounding.
 MOVED = 1e-6
 
@@ -91,13 +91,13 @@ def expert_findings(kinds: Mapping[str, str], tries: str) -> list[Finding]:
     return _grouped(
         kinds,
         cut=(
-            f"The task loss sends no gradient to their parameters {tries}.",
+            f"They run, yet there is no path from the task loss to their parameters ({tries}).",
             "They learn nothing, chosen or not.",
-            "Look for a detach, a list index that is never used, or an output that is dropped.",
+            "Look for a detach, a no_grad, or an output that is dropped.",
         ),
         starved=(
-            f"No gradient {tries.replace(' and with all weights jittered', '')}, but one with all weights jittered.",
-            "They are wired, and not chosen: on this data they learn nothing.",
+            f"They did not run, or run with a weight of zero on all that they return ({tries}).",
+            "They are not chosen: on this data they learn nothing.",
             "Give further_batches to see whether it lasts; then balance the load, or add noise to the router.",
         ),
     )

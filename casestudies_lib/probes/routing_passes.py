@@ -1,17 +1,16 @@
 """Where a reader's router is, and what one loss sends to its parameters, its experts and the outputs of its gates."""
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from casestudies_lib.names import UnknownName, matching
 from casestudies_lib.probes.guard import left_as_found
 from casestudies_lib.probes.inputs import Loss, checked_loss, kind_of
 from casestudies_lib.probes.result import ProbeInputError
@@ -44,12 +43,14 @@ class Reached:
         slots: by gate, one number a slot, over all other axes; None where the output can carry no gradient.
         means: by router and gate, the mean output a slot.
         used: by gate, the share of outputs that are not zero, one a slot.
+        ran: the experts of which any part ran.
     """
 
     parameters: dict[str, float | None] = field(default_factory=dict)
     slots: dict[str, list[float] | None] = field(default_factory=dict)
     means: dict[str, list[float]] = field(default_factory=dict)
     used: dict[str, list[float]] = field(default_factory=dict)
+    ran: set[str] = field(default_factory=set)
 
 
 def parts_of(module: nn.Module, routers: object, experts: object, gates: object) -> Parts:
@@ -81,7 +82,7 @@ def reached(module: nn.Module, loss: Loss, batch: Any, parts: Parts, *, auxiliar
     """
     parameters = {name: value for name, value in module.named_parameters() if value.requires_grad and value.numel()}
     with left_as_found(module), torch.inference_mode(False), torch.enable_grad():
-        with watched(parts.observed, feelers=True) as outputs:
+        with watched(parts.observed, feelers=True) as outputs, _noted(parts.experts) as ran:
             value = loss(module, batch)
         if auxiliary and (isinstance(value, int | float) or (isinstance(value, Tensor) and not value.requires_grad)):
             # A loss that is only printed.
@@ -93,6 +94,7 @@ def reached(module: nn.Module, loss: Loss, batch: Any, parts: Parts, *, auxiliar
         answer = Reached(
             {name: None if grad is None else _norm(grad) for name, grad in zip(parameters, found)},
             means={name: _means(name, kept, parts) for name, kept in outputs.items() if kept},
+            ran=ran,
         )
         felt = [(name, feeler, grad) for (name, feeler), grad in zip(feelers, found[len(parameters) :])]
         for name, (_, axis) in parts.gates.items():
@@ -119,6 +121,17 @@ def watched(
         for name, (part, axis) in observed.items():
             hooks.callback(part.register_forward_hook(_keeper(kept[name], name, axis, feelers)).remove)
         yield kept
+
+
+@contextmanager
+def _noted(experts: Mapping[str, nn.Module]) -> Iterator[set[str]]:
+    """Note which experts run, in whole or in part, while the block does."""
+    ran: set[str] = set()
+    with ExitStack() as hooks:
+        for name, expert in experts.items():
+            for part in expert.modules():
+                hooks.callback(part.register_forward_hook(lambda *_, name=name: ran.add(name)).remove)
+        yield ran
 
 
 def check_ran(parts: Parts, seen: Reached) -> None:
@@ -151,16 +164,10 @@ def _matched(module: nn.Module, argument: str, patterns: object) -> dict[str, nn
             f"{argument} is {kind_of(patterns)}; give a name, a pattern such as '*.router', or several"
         )
     named = {name: part for name, part in module.named_modules() if name}
-    found: dict[str, nn.Module] = {}
-    for pattern in listed:
-        matching = {name: part for name, part in named.items() if fnmatchcase(name, pattern)}
-        if not matching:
-            near = difflib.get_close_matches(pattern, named, n=5, cutoff=0.4) or list(named)[:8]
-            raise ProbeInputError(
-                f"{argument}: no submodule is called {pattern!r}; near it are {', '.join(near) or 'none at all'}"
-            )
-        found |= matching
-    return found
+    try:
+        return {name: named[name] for name in matching(listed, list(named), "submodule")}
+    except UnknownName as error:
+        raise ProbeInputError(f"{argument}: {error}") from None
 
 
 def _guessed(module: nn.Module) -> dict[str, nn.Module]:

@@ -161,6 +161,7 @@ def _surveyed(
         others += 1
         elsewhere |= {name for name, own in asleep.items() if _taught(seen, own)}
         task.slots.update(_added(task.slots, seen.slots))
+        task.ran |= seen.ran
     seen = _jittered(module, loss, batch) if asleep else None
     tries = [
         "on this batch",
@@ -268,7 +269,10 @@ def _expert(name: str, survey: Survey) -> str:
         return FROZEN
     if _taught(survey.task, names) or name in survey.elsewhere:
         return REACHED
-    return STARVED if name in survey.jittered else CUT
+    if name in survey.jittered or any(survey.task.parameters[parameter] is not None for parameter in names):
+        return STARVED
+    # A path that carries zeros has a weight of zero on it; no path, though it ran, is a path that was cut.
+    return CUT if name in survey.task.ran else STARVED
 
 
 def _whole(seen: Reached, names: Sequence[str]) -> float:

@@ -11,7 +11,13 @@ from casestudies_lib.runner.jobs import Job
 
 
 def build(
-    jobs: list[Job], destination: Path, notify: Notify, say: Callable[[str], None], *, fresh: bool = False
+    jobs: list[Job],
+    destination: Path,
+    notify: Notify,
+    say: Callable[[str], None],
+    *,
+    fresh: bool = False,
+    address: str | None = None,
 ) -> Path:
     """Run side by side the chapters of which an input has changed, and publish the site.
 
@@ -21,6 +27,7 @@ def build(
         notify: receives the progress of the runs.
         say: receives lines for people.
         fresh: run every chapter, and compare with what the cache held.
+        address: where the site will stand, see `publish`.
 
     Returns:
         The page to start with.
@@ -37,7 +44,7 @@ def build(
         results = obtain(jobs, notify, fresh=fresh, say=lambda slug, reasons: say(_reason(slug, reasons)), warn=say)
         refuse_differences(jobs, before, results)
         try:
-            publish(results, destination)
+            publish(results, destination, address)
         except PublishError as error:
             raise Failure(f"the site could not be made: {error}") from error
     except BaseException:

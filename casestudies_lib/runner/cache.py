@@ -46,8 +46,9 @@ def lookup(job: Job) -> Hit | Miss:
     source = read_notebook(job.chapter.path)
     wanted = key_of(job.chapter.slug, source, job.parameters, job.values)
     entries, reasons = _entries(job.chapter.slug)
+    now = states(sorted({name for entry in entries for name in entry.reads}))
     for entry in entries:
-        if entry.key != wanted.digest or changes(entry.reads, states(list(entry.reads))):
+        if entry.key != wanted.digest or _changed(entry, now):
             continue
         try:
             notebook = cache_store.read_notebook_of(entry)
@@ -55,7 +56,12 @@ def lookup(job: Job) -> Hit | Miss:
             return Hit(entry, notebook, source)
         except (Damaged, Incomplete) as error:
             reasons.append(str(error))
-    return Miss(reasons + _why_not(entries, wanted))
+    return Miss(reasons + _why_not(entries, wanted, now))
+
+
+def _changed(entry: Entry, now: dict[str, str]) -> list[str]:
+    """Return in words what of an entry's reads is not as it was."""
+    return changes(entry.reads, {name: now[name] for name in entry.reads})
 
 
 def _entries(slug: str) -> tuple[list[Entry], list[str]]:
@@ -69,11 +75,11 @@ def _entries(slug: str) -> tuple[list[Entry], list[str]]:
     return sorted(found, key=lambda entry: entry.number, reverse=True), reasons
 
 
-def _why_not(entries: list[Entry], wanted: Key) -> list[str]:
+def _why_not(entries: list[Entry], wanted: Key, now: dict[str, str]) -> list[str]:
     """Return what differs from the run that is nearest: the fewest differences, and of those the newest."""
     if not entries:
         return ["no earlier run in the cache"]
-    found = [changes(entry.parts, wanted.parts) + changes(entry.reads, states(list(entry.reads))) for entry in entries]
+    found = [changes(entry.parts, wanted.parts) + _changed(entry, now) for entry in entries]
     return min(found, key=len)
 
 

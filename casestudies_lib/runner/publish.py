@@ -19,6 +19,7 @@ from casestudies_lib.runner.errors import CasebookError, Failure
 from casestudies_lib.runner.links import broken_links
 from casestudies_lib.runner.private import private_traces
 from casestudies_lib.runner.results import locked
+from casestudies_lib.runner.site.address import set_address
 from casestudies_lib.runner.site.case import Case, read_case
 from casestudies_lib.runner.site.lighten import lighten
 from casestudies_lib.runner.site.mend import mend
@@ -35,12 +36,13 @@ class PublishError(Failure):
     """The site could not be built; the old one is untouched. The message says what to mend."""
 
 
-def publish(results: dict[str, Path], destination: Path) -> Path:
+def publish(results: dict[str, Path], destination: Path, address: str | None = None) -> Path:
     """Build the site and put it in the place of the old one.
 
     Args:
         results: the folder of a complete run for every chapter in the book's contents, by slug.
         destination: the folder that becomes the site; it may hold an earlier site.
+        address: where the site will stand, `https://host/path/`; sitemap and link previews are made for it alone.
 
     Returns:
         The destination.
@@ -55,6 +57,8 @@ def publish(results: dict[str, Path], destination: Path) -> Path:
     with _staging() as stage:
         try:
             write_stage(stage, cases)
+            if address:
+                set_address(stage / "_config.yml", address)
             site = _build(stage)
             lighten(site)
             mend(site)

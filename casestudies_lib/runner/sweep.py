@@ -26,12 +26,13 @@ SILENCE = 60.0  # seconds without any worker after which the user is told
 
 @dataclass
 class Tally:
-    """How far a sweep has come: rows found and rows run, and the error of each row that failed for good."""
+    """How far a sweep has come: rows found, rows run, and the errors of those that failed or are tried again."""
 
     total: int
     found: int = 0
     ran: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    again: dict[str, str] = field(default_factory=dict)
     tries: Counter = field(default_factory=Counter)
 
     @property
@@ -81,6 +82,7 @@ def obtain_rows(
     def notify(tally: Tally, row: Row) -> None:
         words = "".join(f", {name}={value}" for name, value in row.job.changed.items())
         failed = f": failed: {tally.failures[row.key]}" if row.key in tally.failures else ""
+        failed += f": is tried again: {tally.again[row.key]}" if row.key in tally.again else ""
         done = tally.stored + len(tally.failures)
         say(f"{plan.chapter.slug}: {done}/{tally.total} rows, {time.monotonic() - begun:.1f} s{words}{failed}")
 
@@ -130,10 +132,9 @@ def run_rows(
         finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         for future in finished:
             row = running.pop(future)
-            if _settle(row, future, tally, place):
-                notify(tally, row)
-            else:
+            if not _settle(row, future, tally, place):
                 queue.append(row)
+            notify(tally, row)
     return tally
 
 
@@ -160,6 +161,7 @@ def _settle(row: Row, future: Future, tally: Tally, place: Workplace) -> bool:
         time.sleep(0.5)  # the client learns a moment later than its tasks that the scheduler is gone
         raise _lost(place, tally)
     error, final = _error_of(row, future)
+    tally.again.pop(row.key, None)
     if not error:
         tally.ran += 1
         return True
@@ -167,6 +169,7 @@ def _settle(row: Row, future: Future, tally: Tally, place: Workplace) -> bool:
     if final or tally.tries[row.key] >= TRIES:
         tally.failures[row.key] = error
         return True
+    tally.again[row.key] = error
     return False
 
 

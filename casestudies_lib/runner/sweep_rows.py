@@ -10,6 +10,7 @@ import fcntl
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -143,8 +144,9 @@ def _locked(slug: str, key: str) -> Iterator[None]:
 
 def _run(job, key: str, asked: str) -> None:
     slug = job.chapter.slug
-    scratch = folder(slug) / f".run-{key[:16]}"
-    shutil.rmtree(scratch, ignore_errors=True)  # left by a killed worker
+    for left in folder(slug).glob(f".run-{key[:16]}-*"):  # by a killed worker, whose last processes may still end in it
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = folder(slug) / f".run-{key[:16]}-{secrets.token_hex(4)}"
     failed = folder(slug) / f"{key}.failed.ipynb"
     try:
         result = results.read_result(run_chapter(replace(job, destination=scratch), enter=False))

@@ -219,6 +219,11 @@ def test_a_causal_model_is_silent(kind, seed):
         assert set(result.table()["largest difference, relative"]) == {0.0}
 
 
+def test_tokens_that_are_a_view_of_longer_ones_are_taken_without_a_warning():
+    model = seeded(0, lambda: Embedded(next(iter(CAUSAL.values()))()))
+    assert causality(model, tokens_of(0, length=TOKENS + 1)[:, :-1]).ok is True
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", LEAKS)
 def test_a_leak_from_the_future_is_a_fault(kind, seed):

@@ -25,7 +25,7 @@ def published(monkeypatch):
     """Replace the publisher, which is tested elsewhere, by one that notes what it receives."""
     calls = []
 
-    def publish(results, destination):
+    def publish(results, destination, address=None):
         calls.append(results)
         destination.mkdir(parents=True, exist_ok=True)
         (destination / "index.html").write_text("new")

@@ -198,7 +198,7 @@ def test_two_sweeps_of_the_same_rows_at_once_run_each_of_them_once(book):
     assert len(rows_on_disk(book)) == 2
 
 
-SLOW = "import time; time.sleep(0 if __import__('os').path.exists('../go') else 600)"
+SLOW = "import os, time\nwhile not os.path.exists('../go'):\n    time.sleep(0.1)"
 
 
 @fault("A Dask worker is killed in the middle of a sweep")
@@ -210,14 +210,14 @@ def test_the_row_of_a_killed_worker_is_done_by_another(book, cluster, observed):
     until(lambda: ran(book) == ["0.2 0"], "the first row")
     kernels = row_process_of(first)
     assert kernels
-    (book.root / "go").touch()
     second = cluster.worker()
     first.kill()
-    assert sweep.wait(120) == 0, sweep.stderr.read()
     assert psutil.wait_procs(kernels, timeout=5)[1] == []
+    (book.root / "go").touch()
+    assert sweep.wait(120) == 0, sweep.stderr.read()
     assert sorted(set(ran(book))) == ["0.2 0", "0.3 0"]
     # Twice logged in one run: the cell before the wait, and the one after it. The killed row logged once more.
-    assert len(ran(book)) == 5
+    assert len(ran(book)) == 5, sweep.stderr.read()
     assert {line["param_rate"] for line in table(book) if line["record"] == "verdict"} == {0.2, 0.3}
     assert second.poll() is None
     proof = ["another worker did the row again, no other row ran twice", "the table holds every row once"]

@@ -9,8 +9,10 @@ import pytest
 
 from casestudies_lib.runner import publish as publishing
 from casestudies_lib.runner import results
+from casestudies_lib.runner.errors import Mistake
 from casestudies_lib.runner.publish import MARKER, PublishError, publish
 from casestudies_lib.runner.site import chapter, stage
+from casestudies_lib.runner.site.address import check_address
 
 CHAPTER = "notebooks/1_plain_case.html"
 NEW_PAGE = '<meta charset="utf-8"><p>the new site</p>'
@@ -225,3 +227,21 @@ def test_the_published_site_carries_what_it_needs_and_little_more(published):
     assert [path for path in files if path.suffix in (".map", ".ttf")] == []
     loads_mathjax = {name: "tex-chtml.js" in (published.site / name).read_text() for name in ("index.html", CHAPTER)}
     assert loads_mathjax == {"index.html": False, CHAPTER: True}
+
+
+def test_a_site_without_an_address_names_none_and_one_with_it_has_a_sitemap_and_previews(casebook, published):
+    page = (published.site / CHAPTER).read_text(encoding="utf-8")
+    assert not (published.site / "sitemap.xml").exists()
+    assert "og:" not in page
+    assert 'rel="canonical"' not in page
+    publish(casebook.results, casebook.site, "https://example.org/book/")
+    page = (casebook.site / CHAPTER).read_text(encoding="utf-8")
+    assert f"https://example.org/book/{CHAPTER}" in (casebook.site / "sitemap.xml").read_text()
+    assert f'rel="canonical" href="https://example.org/book/{CHAPTER}"' in page
+    assert 'property="og:title"' in page
+
+
+@pytest.mark.parametrize("address", ["example.org", "ftp://example.org", "https://", "https://example.org/?a=1"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(Mistake, match="https://host/path/"):
+        check_address(address)

@@ -76,12 +76,10 @@ def read_case(slug: str, folder: Path) -> Case:
     """Read the result of a chapter and check that it belongs to the report file and the code as they stand.
 
     Raises:
-        ResultError: the last run failed, the folder holds no sealed result, the report file or the notebook is missing
-            or wrong, the records are not those that the report file asks for, or something that they follow from has
-            changed since.
+        ResultError: the folder holds no sealed result, the report file or the notebook is missing or wrong, the records
+            are not those that the report file asks for, or something that they follow from has changed since. A failed
+            run that stands in the way is named; one that was cut off beside a result which is still true is not.
     """
-    if (folder / FAILED).exists():
-        raise ResultError(f"{slug}: its last run failed, see {folder / FAILED}; mend it and run `casebook run {slug}`")
     result = _result(slug, folder)
     try:
         report = load_report(slug)
@@ -100,7 +98,11 @@ def _result(slug: str, folder: Path) -> Result:
     try:
         return read_result(folder)
     except ResultError as error:
-        raise ResultError(f"{slug}: {error}; run `casebook run {slug}`") from error
+        raise ResultError(f"{slug}: {_failure(folder)}{error}; run `casebook run {slug}`") from error
+
+
+def _failure(folder: Path) -> str:
+    return f"its last run failed, see {folder / FAILED}; " if (folder / FAILED).exists() else ""
 
 
 def _notebook_name(slug: str) -> str:
@@ -118,8 +120,10 @@ def _check_age(slug: str, result: Result) -> None:
     changed = staleness(result, chapter, read_parameters(read_notebook(chapter.path), chapter.path.name))
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ResultError(f"{slug}: its verdicts are older than what they follow from ({', '.join(changed[:3])}{more});"
-                          f" run `casebook run {slug}`")  # fmt: skip
+        raise ResultError(
+            f"{slug}: {_failure(result.folder)}its verdicts are older than what they follow from "
+            f"({', '.join(changed[:3])}{more}); run `casebook run {slug}`"
+        )
 
 
 def _check_records(report: Report, records: Sequence[Verdict]) -> None:

@@ -1,0 +1,116 @@
+"""Many seeds at once against a loop, at the chapters' own sizes; part of `make bench`.
+
+Random dropout cannot run under `vmap`, so chapter 1's models are measured at rate 0, and a mean over a boolean mask is
+written with the mask as factor, in both ways alike. CPU seconds, not the clock: the ratio is for one thread, and the
+machine may be busy.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from casestudies_lib import cohort
+from casestudies_lib.models import distillation, dominoes, tracing
+from casestudies_lib.tasks import domino_data
+from casestudies_lib.tasks.domino_examples import Examples, examples
+from casestudies_lib.tasks.domino_tokens import FEATURES
+from casestudies_lib.tasks.students import Students, simulated_classroom
+
+Row = tuple[str, str, str]
+SEEDS = (5, 16)  # what a chapter runs with, and what a sweep's block may hold
+
+
+def cohort_rows(steps: int = 8) -> list[Row]:
+    """Return what was measured, the measurement, and the figure to reach."""
+    torch.set_num_threads(1)
+    rows = []
+    for name, build, loss, draw in (chapter_1("GainAKT4"), chapter_1("AKT"), chapter_2(), chapter_4(8), chapter_4(2)):
+        faster = [ratio(build, loss, draw, seeds, steps) for seeds in SEEDS]
+        shown = ", ".join(f"{value:.1f} with {seeds} seeds" for value, seeds in zip(faster, SEEDS))
+        rows.append((f"loop ÷ cohort, CPU, {name}", shown, "≥ 4"))
+    return rows
+
+
+def ratio(build: Callable, loss: Callable, draw: Callable, seeds: int, steps: int, turns: int = 2) -> float:
+    """Return the CPU seconds of a loop over the seeds by those of the cohort: the smallest of turns side by side."""
+    batches = [
+        [draw(torch.Generator().manual_seed(97 * step + seed)) for seed in range(seeds)] for step in range(steps)
+    ]
+    taken = {cohort.train: [], cohort.train_one_by_one: []}
+    for _ in range(turns):
+        for way, seconds in taken.items():
+            models = [build(seed) for seed in range(seeds)]
+            begin = time.process_time()
+            way(models, loss, batches, partial(torch.optim.AdamW, lr=3e-3, fused=True), limit=1.0)
+            seconds.append(time.process_time() - begin)
+    return min(taken[cohort.train_one_by_one]) / min(taken[cohort.train])
+
+
+def chapter_1(system: str) -> tuple[str, Callable, Callable, Callable]:
+    room = simulated_classroom(1000, 2000, 100, 32, mean_length=6.0).train
+    sizes = tracing.Sizes(concepts=100, slots=32, blocks=1, dropout=0.0)
+
+    def build(seed: int) -> nn.Module:
+        streams = tracing.isolated_streams(seed)
+        return tracing.AKT(sizes, streams) if system == "AKT" else tracing.GainAKT4(sizes, streams, build_mastery=False)
+
+    def draw(generator: torch.Generator) -> Students:
+        return room.take(torch.randint(len(room), (32,), generator=generator))
+
+    return f"chapter 1, {system}, 32 students", build, masked_loss, draw
+
+
+def masked_loss(model: nn.Module, batch: Students) -> Tensor:
+    real = batch.real[:, 1:].float()
+    logits = tracing.predict(model, batch).response_logits
+    each = functional.binary_cross_entropy_with_logits(logits, batch.responses[:, 1:].float(), reduction="none")
+    return (each * real).sum() / real.sum()
+
+
+def chapter_2() -> tuple[str, Callable, Callable, Callable]:
+    train = examples(domino_data.load()["train"])
+    sizes = dominoes.Sizes(tuple(FEATURES.values()), dim=32, heads=2, layers=2, hidden=64)
+
+    def draw(generator: torch.Generator) -> Examples:
+        return train.take(torch.randint(len(train.deal), (32,), generator=generator))
+
+    return "chapter 2, DominoNet, 32 positions", lambda seed: dominoes.DominoNet(sizes, seeded(seed)), domino_loss, draw
+
+
+def domino_loss(model: nn.Module, batch: Examples) -> Tensor:
+    answers, legal = model(batch.tokens), batch.legal.float()
+    q_loss = ((answers.q - batch.q).square() * legal).sum() / legal.sum()
+    return q_loss + 0.5 * (answers.value - batch.value).square().mean()
+
+
+def chapter_4(texts: int) -> tuple[str, Callable, Callable, Callable]:
+    teacher = texts == 8  # the teacher learns from eight windows a step, the student from two texts
+    width = {"dim": 48, "blocks": 3, "vocab": 1024} if teacher else {"dim": 32, "heads": 2, "blocks": 2, "vocab": 512}
+    sizes = distillation.Sizes(tokens=256, **width)
+
+    def draw(generator: torch.Generator) -> Tensor:
+        return torch.randint(sizes.vocab, (texts, 65 if teacher else 40), generator=generator)
+
+    name = f"chapter 4, {'teacher' if teacher else 'student'} alone, {texts} texts"
+    return name, lambda seed: distillation.LanguageModel(sizes, seeded(seed)), next_token_loss, draw
+
+
+def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
+    return functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:])
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    for row in rows:
+        print(*row, sep=" | ")
+
+
+if __name__ == "__main__":
+    print_rows(cohort_rows())
