@@ -104,7 +104,7 @@ class Book:
 
     def casebook(self, *arguments: str, **options) -> subprocess.CompletedProcess:
         """Run `casebook` to its end."""
-        options = {"env": self.environment, "cwd": self.root, "timeout": 60} | options
+        options = {"env": self.environment, "cwd": self.root, "timeout": 240} | options
         command = [sys.executable, "-m", "casestudies_lib.cli", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, **options)
 

@@ -19,9 +19,9 @@ import pytest
 from casestudies_lib.runner import sweep_cluster, sweep_rows
 from casestudies_lib.runner.sweep_rows import BadRow
 
+fault = pytest.mark.fault
 DASK = Path(sys.executable).parent / "dask"
 PATIENCE = 60.0
-fault = pytest.mark.fault
 # A line for each time that a row really runs.
 LOGGED = "with open('../ran.txt', 'a') as log: print(rate, seed, file=log)"
 MEASURING = """\
@@ -35,11 +35,6 @@ measured = [
 display({{"application/vnd.casebook.verdicts+json": verdicts, "application/vnd.casebook.measurements+json": measured,
          "text/plain": "evidence"}}, raw=True)
 """
-
-
-def last_words(stderr):
-    """Return the last line of standard error, without what differs from run to run and from code to code."""
-    return re.sub(r"--sweep [0-9a-f]+", "--sweep KEY", stderr.strip().splitlines()[-1])
 
 
 def verdict(claim):
@@ -66,6 +61,14 @@ def table(book):
 
 def rows_on_disk(book):
     return list((book.root / "_build" / "sweeps" / "tiny" / "rows").glob("*.json"))
+
+
+def messages(stderr):
+    """Return what a sweep says beside progress, without what differs between runs."""
+    # Python's own tracker of semaphores outlives a kill by a moment, and says that it tidied up.
+    beside = re.compile(r"tiny: \d+/\d+ rows, [0-9.]+ s[^:]*|.*resource_tracker.*|  warnings\.warn\(.*")
+    lines = [line for line in stderr.splitlines() if not beside.fullmatch(line)]
+    return re.sub(r"[0-9.]+ s\b", "S s", re.sub(r"\b[0-9a-f]{10}\b", "NAME", "\n".join(lines)))
 
 
 def until(condition, what, seconds=PATIENCE):
@@ -169,7 +172,8 @@ def test_nothing_in_a_sweep_names_the_machine_or_the_hour(book):
         assert word not in shown
 
 
-def test_a_row_that_fails_is_tried_three_times_and_recorded_and_the_rest_goes_on(book):
+@fault("A row of a sweep fails, whenever it is tried")
+def test_a_row_that_fails_is_tried_three_times_and_recorded_and_the_rest_goes_on(book, observed):
     write_chapter(book, LOGGED, "assert rate != 0.3, 'the model diverged'")
     done = book.casebook("sweep", "tiny", "--grid", "rate=0.3,0.2", "--workers", "1")
     assert done.returncode == 1
@@ -181,6 +185,8 @@ def test_a_row_that_fails_is_tried_three_times_and_recorded_and_the_rest_goes_on
     assert str(book.root) not in failure["error"]
     assert {line["param_rate"] for line in table(book) if line["record"] == "verdict"} == {0.2}
     assert list((book.root / "_build" / "sweeps" / "tiny" / "rows").glob("*.failed.ipynb"))
+    proof = ["the row was tried three times", "its error stands in the result", "the other row has its result"]
+    observed(messages(done.stderr), done.returncode, proof, {book.root: "BOOK"})
 
 
 def test_edited_code_makes_a_finished_row_run_again(book):
@@ -201,7 +207,7 @@ def test_two_sweeps_of_the_same_rows_at_once_run_each_of_them_once(book):
 SLOW = "import os, time\nwhile not os.path.exists('../go'):\n    time.sleep(0.1)"
 
 
-@fault("A Dask worker is killed in the middle of a sweep")
+@fault("A Dask worker is killed by SIGKILL while it runs a row")
 def test_the_row_of_a_killed_worker_is_done_by_another(book, cluster, observed):
     """The worker that dies takes its kernel with it, and its row is redone; no other row runs twice."""
     write_chapter(book, LOGGED, SLOW)
@@ -214,18 +220,18 @@ def test_the_row_of_a_killed_worker_is_done_by_another(book, cluster, observed):
     first.kill()
     assert psutil.wait_procs(kernels, timeout=5)[1] == []
     (book.root / "go").touch()
-    assert sweep.wait(120) == 0, sweep.stderr.read()
+    status, said = sweep.wait(120), sweep.stderr.read()
+    assert status == 0, said
     assert sorted(set(ran(book))) == ["0.2 0", "0.3 0"]
     # Twice logged in one run: the cell before the wait, and the one after it. The killed row logged once more.
-    assert len(ran(book)) == 5, sweep.stderr.read()
+    assert len(ran(book)) == 5, said
     assert {line["param_rate"] for line in table(book) if line["record"] == "verdict"} == {0.2, 0.3}
     assert second.poll() is None
-    proof = ["another worker did the row again, no other row ran twice", "the table holds every row once"]
-    proof.append("the killed worker's kernel is gone within 5 s")
-    observed(last_words(sweep.stderr.read()), sweep.returncode, proof, {book.root: "BOOK"})
+    proof = ["its kernel ends with it", "another worker does its row again", "no other row runs twice"]
+    observed(messages(said), status, proof, {book.root: "BOOK"})
 
 
-@fault("The Dask scheduler is killed in the middle of a sweep")
+@fault("The Dask scheduler is killed by SIGKILL while a sweep runs")
 def test_a_killed_scheduler_is_said_and_the_same_command_goes_on_from_there(book, cluster, observed):
     write_chapter(
         book, "import time; time.sleep(600 if rate == 0.3 and not __import__('os').path.exists('../go') else 0)"
@@ -245,28 +251,27 @@ def test_a_killed_scheduler_is_said_and_the_same_command_goes_on_from_there(book
     assert again.returncode == 0, again.stderr
     assert (json.loads(again.stdout)["ran"], json.loads(again.stdout)["found"]) == (1, 1)
     assert ran(book) == ["0.2 0", "0.3 0"]
-    proof = ["the finished row is stored", "the same command runs only the row that is missing"]
-    observed(last_words(said), sweep.returncode, proof, {book.root: "BOOK", cluster.address: "ADDRESS"})
+    proof = ["the finished row is kept", "the same command runs only what is missing, here on this machine"]
+    observed(messages(said), 1, proof, {cluster.address: "ADDRESS"})
 
 
-ENDINGS = [
+ENDED = [
     pytest.param(signal.SIGINT, 130, marks=fault("A sweep is stopped by SIGINT (Ctrl-C)")),
     pytest.param(signal.SIGKILL, -9, marks=fault("A sweep is killed by SIGKILL")),
 ]
 
 
-@pytest.mark.parametrize(("number", "status"), ENDINGS)
-def test_nothing_survives_an_ended_sweep_and_finished_rows_stay(book, observed, number, status):
+@pytest.mark.parametrize(("number", "status"), ENDED)
+def test_nothing_survives_an_ended_sweep_and_finished_rows_stay(book, number, status, observed):
     write_chapter(book, "import time; time.sleep(600 if rate == 0.3 else 0)")
     sweep = book.start("sweep", "tiny", "--grid", "rate=0.2,0.3", "--workers", "2")
     until(lambda: rows_on_disk(book) and any("ipykernel" in command(p) for p in book.survivors()), "the first row")
     sweep.send_signal(number)
     assert sweep.wait(15) == status
-    proof = [book.all_ended(5)]
+    proof = [book.all_ended(5.0)]
     assert len(rows_on_disk(book)) == 1
-    proof.append("the finished row is stored")
-    said = last_words(sweep.stderr.read()) if number == signal.SIGINT else ""
-    observed(said, status, proof, {book.root: "BOOK"})
+    proof.append("the finished row is kept")
+    observed(messages(sweep.stderr.read()), status, proof, {book.root: "BOOK"})
 
 
 def test_a_local_cluster_listens_on_the_loopback_interface_only():
@@ -319,14 +324,14 @@ def impostors():
     web.server_close()
 
 
-NO_SCHEDULERS = [
-    pytest.param("web server", marks=fault("The address given to a sweep is that of a web server")),
-    pytest.param("silence", marks=fault("The address given to a sweep is one where nobody speaks")),
+NO_SCHEDULER = [
+    pytest.param("web server", marks=fault("The address of the scheduler is a web server's")),
+    pytest.param("silence", marks=fault("Whoever listens at the address of the scheduler says nothing")),
     "closed port",  # no row: what the system says of it differs between machines
 ]
 
 
-@pytest.mark.parametrize("kind", NO_SCHEDULERS)
+@pytest.mark.parametrize("kind", NO_SCHEDULER)
 def test_an_address_that_is_no_scheduler_is_one_line_within_half_a_minute(book, request, impostors, kind):
     """Dask's own client waits for ever for a server that answers something else."""
     begun = time.monotonic()
@@ -336,11 +341,11 @@ def test_an_address_that_is_no_scheduler_is_one_line_within_half_a_minute(book, 
     assert f"error: no Dask scheduler at tcp://127.0.0.1:{impostors[kind]}: " in done.stderr
     assert "start one with: dask scheduler" in done.stderr
     assert time.monotonic() - begun < 30
-    assert ran(book) == []
-    proof = ["no row was run", "said within half a minute", book.all_ended()]
+    assert not (book.root / "_build").exists()
+    proof = ["it is said within 30 s", "no row is started"]
     if request.node.get_closest_marker("fault"):
-        places = {book.root: "BOOK", f"tcp://127.0.0.1:{impostors[kind]}": "ADDRESS"}
-        request.getfixturevalue("observed")(done.stderr, done.returncode, proof, places)
+        places = {f"tcp://127.0.0.1:{impostors[kind]}": "ADDRESS"}
+        request.getfixturevalue("observed")(messages(done.stderr), done.returncode, proof, places)
 
 
 def test_a_worker_is_told_from_a_scheduler_and_a_scheduler_without_workers_is_said(book, cluster, monkeypatch):
