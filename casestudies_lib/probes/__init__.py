@@ -4,11 +4,13 @@ A probe changes nothing in what it is given and returns a `ProbeResult`.
 """
 
 from casestudies_lib.probes.alignment import alignment
+from casestudies_lib.probes.backward_check import backward_check
 from casestudies_lib.probes.grouped_errors import grouped_errors
 from casestudies_lib.probes.idle_parameters import idle_parameters
 from casestudies_lib.probes.interference import interference
 from casestudies_lib.probes.reduction_scaling import reduction_scaling
 from casestudies_lib.probes.result import Finding, ProbeFault, ProbeInputError, ProbeResult
+from casestudies_lib.probes.routing_reach import routing_reach
 from casestudies_lib.probes.stepping import stepping
 
 __all__ = [
@@ -17,9 +19,11 @@ __all__ = [
     "ProbeInputError",
     "ProbeResult",
     "alignment",
+    "backward_check",
     "grouped_errors",
     "idle_parameters",
     "interference",
     "reduction_scaling",
+    "routing_reach",
     "stepping",
 ]

@@ -1,7 +1,7 @@
 """Leave a reader's model as it was found: what every probe runs inside."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def left_as_found(module: nn.Module) -> Iterator[None]:
+def left_as_found(module: nn.Module, *, uncopied: Iterable[Tensor] = ()) -> Iterator[None]:
     """Restore the module and the random generators when the block ends, also after an error.
 
     Covers parameters, gradients (the objects and their values), buffers, `requires_grad`, train/eval mode, hooks,
@@ -18,13 +18,18 @@ def left_as_found(module: nn.Module) -> Iterator[None]:
     random generator rewound), and what `random_left_as_found` covers. Nothing outside the module is: a loss that writes
     to a file has written, and a generator that only the loss knows has moved on.
     Costs one copy of parameters, gradients and buffers in memory.
+
+    Args:
+        module: what to restore.
+        uncopied: tensors of it that nobody writes into meanwhile, though their `data` may be exchanged; saves a copy.
     """
+    trusted = {id(tensor) for tensor in uncopied}
     with ExitStack() as restored:
         restored.enter_context(random_left_as_found())
         # Callbacks run last in, first out, and all of them even if one raises: first what the names point at,
         # then the values behind them.
         for tensor in _tensors(module):
-            _keep_tensor(restored, tensor)
+            _keep_tensor(restored, tensor, copied=id(tensor) not in trusted)
         for submodule in module.modules():
             _keep_generators(restored, submodule)
             _keep_attributes(restored, submodule)
@@ -53,8 +58,9 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in found}.values())
 
 
-def _keep_tensor(restored: ExitStack, tensor: Tensor) -> None:
-    storage, values, wanted = tensor.data, tensor.detach().clone(), tensor.requires_grad
+def _keep_tensor(restored: ExitStack, tensor: Tensor, copied: bool) -> None:
+    storage, wanted = tensor.data, tensor.requires_grad
+    values = tensor.detach().clone() if copied else storage
     grad = tensor.grad if tensor.is_leaf else None
     grad_values = None if grad is None else grad.detach().clone()
 
@@ -62,7 +68,8 @@ def _keep_tensor(restored: ExitStack, tensor: Tensor) -> None:
         # Through .data, so that no version counter moves: a backward pass of the reader's that is
         # still to come must not be refused.
         tensor.data = storage
-        storage.copy_(values)
+        if copied:
+            storage.copy_(values)
         if not tensor.is_leaf:
             return
         tensor.requires_grad_(wanted)

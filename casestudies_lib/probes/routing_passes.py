@@ -1,0 +1,220 @@
+"""Where a reader's router is, and what one loss sends to its parameters, its experts and the outputs of its gates."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from casestudies_lib.probes.guard import left_as_found
+from casestudies_lib.probes.inputs import Loss, checked_loss, kind_of
+from casestudies_lib.probes.result import ProbeInputError
+from casestudies_lib.probes.work import values_of
+
+ROUTER_NAMES = ("router", "gate", "gating", "switch")
+ROUTER_CLASSES = ("router", "gating")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What was named: routers, experts and gates (with the axis of their slots), by the module's own names."""
+
+    routers: Mapping[str, nn.Module]
+    experts: Mapping[str, nn.Module]
+    gates: Mapping[str, tuple[nn.Module, int]]
+
+    @property
+    def observed(self) -> dict[str, tuple[nn.Module, int]]:
+        """Return every submodule whose output is a statistic: the gates, and the routers along their last axis."""
+        return {**{name: (part, -1) for name, part in self.routers.items()}, **self.gates}
+
+
+@dataclass
+class Reached:
+    """What one loss sends back, as norms; None where there is no path.
+
+    Attributes:
+        parameters: by parameter.
+        slots: by gate, one number a slot, over all other axes; None where the output can carry no gradient.
+        means: by router and gate, the mean output a slot.
+        used: by gate, the share of outputs that are not zero, one a slot.
+    """
+
+    parameters: dict[str, float | None] = field(default_factory=dict)
+    slots: dict[str, list[float] | None] = field(default_factory=dict)
+    means: dict[str, list[float]] = field(default_factory=dict)
+    used: dict[str, list[float]] = field(default_factory=dict)
+
+
+def parts_of(module: nn.Module, routers: object, experts: object, gates: object) -> Parts:
+    """Return the submodules that the patterns name.
+
+    Raises:
+        ProbeInputError: a pattern matches nothing (with near names); nothing is named and nothing looks like a router.
+    """
+    if gates is not None and not isinstance(gates, Mapping):
+        raise ProbeInputError(f"gates is {kind_of(gates)}; give a mapping of names to axes, such as {{'*.gate': -1}}")
+    named = _matched(module, "routers", routers)
+    if routers is None and experts is None and not gates:
+        named = _guessed(module)
+    axes = {}
+    for pattern, axis in (gates or {}).items():
+        if isinstance(axis, bool) or not isinstance(axis, int):
+            raise ProbeInputError(
+                f"gates[{pattern!r}] is {axis!r}; give the axis that counts heads or experts, such as -1"
+            )
+        axes |= {name: (part, axis) for name, part in _matched(module, "gates", pattern).items()}
+    return Parts(named, _matched(module, "experts", experts), axes)
+
+
+def reached(module: nn.Module, loss: Loss, batch: Any, parts: Parts, *, auxiliary: bool = False) -> Reached:
+    """Return what a loss sends back in one pass, with everything left as it was found.
+
+    Raises:
+        ProbeInputError: the loss is not one finite number with a graph; an auxiliary one may lack the graph.
+    """
+    parameters = {name: value for name, value in module.named_parameters() if value.requires_grad and value.numel()}
+    with left_as_found(module), torch.inference_mode(False), torch.enable_grad():
+        with watched(parts.observed, feelers=True) as outputs:
+            value = loss(module, batch)
+        if auxiliary and (isinstance(value, int | float) or (isinstance(value, Tensor) and not value.requires_grad)):
+            # A loss that is only printed.
+            return Reached(dict.fromkeys(parameters))
+        value = checked_loss(value)
+        feelers = [(name, feeler) for name, kept in outputs.items() for _, feeler in kept if feeler is not None]
+        wanted = [*parameters.values(), *(feeler for _, feeler in feelers)]
+        found = torch.autograd.grad(value, wanted, allow_unused=True)
+        answer = Reached(
+            {name: None if grad is None else _norm(grad) for name, grad in zip(parameters, found)},
+            means={name: _means(name, kept, parts) for name, kept in outputs.items() if kept},
+        )
+        felt = [(name, feeler, grad) for (name, feeler), grad in zip(feelers, found[len(parameters) :])]
+        for name, (_, axis) in parts.gates.items():
+            pairs = [(feeler, grad) for owner, feeler, grad in felt if owner == name]
+            answer.slots[name] = _slots(pairs, axis) if pairs else None
+            answer.used[name] = _used(outputs[name], axis)
+    return answer
+
+
+@contextmanager
+def watched(
+    observed: Mapping[str, tuple[nn.Module, int]], *, feelers: bool = False
+) -> Iterator[dict[str, list[tuple[Tensor, Tensor | None]]]]:
+    """Keep the first tensor of every output of these submodules while the block runs.
+
+    With `feelers` a tensor of zeros is added to each output; its gradient is that of the output, whether or not
+    anything before the output asks for one.
+
+    Raises:
+        ProbeInputError: a submodule did not run, or has no such axis.
+    """
+    kept: dict[str, list[tuple[Tensor, Tensor | None]]] = {name: [] for name in observed}
+    with ExitStack() as hooks:
+        for name, (part, axis) in observed.items():
+            hooks.callback(part.register_forward_hook(_keeper(kept[name], name, axis, feelers)).remove)
+        yield kept
+
+
+def check_ran(parts: Parts, seen: Reached) -> None:
+    """Refuse gates that the loss does not run.
+
+    Raises:
+        ProbeInputError: names the first.
+    """
+    for name in parts.gates:
+        if name not in seen.means:
+            raise ProbeInputError(
+                f"gates: {name!r} gave no tensor while the loss ran, so that nothing can be read off it; name a "
+                "submodule that is called and returns a tensor"
+            )
+
+
+def slot_means(outputs: Sequence[Tensor], axis: int) -> Tensor:
+    """Return the mean over everything but the slots, all outputs of one submodule together."""
+    slots = outputs[0].shape[axis]
+    alike = [output.detach().double() for output in outputs if output.shape[axis] == slots]
+    return torch.cat([output.movedim(axis, 0).reshape(slots, -1) for output in alike], dim=1).mean(1)
+
+
+def _matched(module: nn.Module, argument: str, patterns: object) -> dict[str, nn.Module]:
+    if patterns is None:
+        return {}
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(listed, list | tuple | set) or not all(isinstance(pattern, str) for pattern in listed):
+        raise ProbeInputError(
+            f"{argument} is {kind_of(patterns)}; give a name, a pattern such as '*.router', or several"
+        )
+    named = {name: part for name, part in module.named_modules() if name}
+    found: dict[str, nn.Module] = {}
+    for pattern in listed:
+        matching = {name: part for name, part in named.items() if fnmatchcase(name, pattern)}
+        if not matching:
+            near = difflib.get_close_matches(pattern, named, n=5, cutoff=0.4) or list(named)[:8]
+            raise ProbeInputError(
+                f"{argument}: no submodule is called {pattern!r}; near it are {', '.join(near) or 'none at all'}"
+            )
+        found |= matching
+    return found
+
+
+def _guessed(module: nn.Module) -> dict[str, nn.Module]:
+    named = {name: part for name, part in module.named_modules() if name}
+    found = {name: part for name, part in named.items() if _like_a_router(name, part)}
+    if not found:
+        raise ProbeInputError(
+            f"no submodule of {type(module).__name__} looks like a router (named {', '.join(ROUTER_NAMES)}); name it, "
+            f"such as routers='*.router', or gates or experts; some submodules: {', '.join(list(named)[:8]) or 'none'}"
+        )
+    return found
+
+
+def _like_a_router(name: str, part: nn.Module) -> bool:
+    own = name.split(".")[-1].lower()
+    return own in ROUTER_NAMES or any(word in type(part).__name__.lower() for word in ROUTER_CLASSES)
+
+
+def _keeper(kept: list[tuple[Tensor, Tensor | None]], name: str, axis: int, feelers: bool) -> Callable[..., Any]:
+    def keep(_part: nn.Module, _into: Any, out: Any) -> Any:
+        first = next((leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.dim()), None)
+        if first is None:
+            return None
+        if not -first.dim() <= axis < first.dim():
+            raise ProbeInputError(f"gates: {name!r} returns shape {tuple(first.shape)}, which has no axis {axis}")
+        feeler = None
+        # Only a plain tensor can be replaced without taking a container of the reader's apart.
+        if feelers and first is out and first.is_floating_point():
+            feeler = torch.zeros_like(first).requires_grad_()
+        kept.append((first, feeler))
+        return None if feeler is None else first + feeler
+
+    return keep
+
+
+def _means(name: str, kept: Sequence[tuple[Tensor, Tensor | None]], parts: Parts) -> list[float]:
+    return slot_means([output for output, _ in kept], parts.observed[name][1]).tolist()
+
+
+def _slots(pairs: Sequence[tuple[Tensor, Tensor | None]], axis: int) -> list[float]:
+    slots = pairs[0][0].shape[axis]
+    squares = torch.zeros(slots, dtype=torch.float64)
+    for feeler, grad in pairs:
+        if grad is not None and feeler.shape[axis] == slots:
+            squares += grad.double().movedim(axis, 0).reshape(slots, -1).square().sum(1).cpu()
+    return squares.sqrt().tolist()
+
+
+def _used(kept: Sequence[tuple[Tensor, Tensor | None]], axis: int) -> list[float]:
+    return slot_means([output != 0 for output, _ in kept], axis).tolist() if kept else []
+
+
+def _norm(gradient: Tensor) -> float:
+    values = values_of(gradient.detach())
+    norm = float(torch.linalg.vector_norm(values, dtype=torch.float64))
+    # The square of a tiny number vanishes; a gradient that is there must not read as zero.
+    return norm if norm or not bool(values.any()) else math.ulp(0.0)
