@@ -82,6 +82,7 @@ class RoutedAttention(nn.Module):
         self.query = nn.Linear(sizes.dim, sizes.dim, bias=False)
         self.key, self.value = (nn.Linear(sizes.dim, sizes.kv_heads * head_dim, bias=False) for _ in range(2))
         self.out = nn.Linear(sizes.dim, sizes.dim, bias=False)
+        self.outputs = nn.Identity()  # a place to look at the heads, before they are weighted
         self.weigh = named(WEIGHING, wiring.weighing, "weighing")
         self.share = named(SHARING, wiring.sharing, "sharing")
 
@@ -94,7 +95,7 @@ class RoutedAttention(nn.Module):
         keys, values = (self.share(each, self.heads // self.kv_heads) for each in shared)
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
         attention = scores.masked_fill(~causal_mask(scores.shape[-1], scores.device), -math.inf).softmax(-1)
-        heads = attention @ values
+        heads = self.outputs(attention @ values)
         return self.out(merge_heads(self.weigh(heads, weights))), heads
 
 

@@ -118,20 +118,21 @@ class Heuristic(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits: Tensor, weights: Tensor) -> Tensor:
+    def forward(logits: Tensor, weights: Tensor, strength: float) -> Tensor:
         """Return the weights."""
         return weights.clone()
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
         """Keep what the rule needs."""
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*inputs[:2])
+        ctx.strength = inputs[2]
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         """Return weight minus probability, mean over tokens, and nothing for the weights."""
         logits, weights = ctx.saved_tensors
-        return (weights - logits.softmax(-1)) / logits[..., 0].numel(), None
+        return ctx.strength * (weights - logits.softmax(-1)) / logits[..., 0].numel(), None, None
 
 
 WEIGHING: dict[str, Weigh] = {

@@ -44,7 +44,7 @@ class RouterSettings:
     `shared` heads are always on; `most` limits how many of the others a token may use (0: all of them); `sharpness` is
     the published gate's temperature, which multiplies; `noise` the temperature of Gumbel noise, which divides;
     `gradient` is what the router learns from: its exact derivative, or the published heuristic, kept from its input or
-    leaking into it.
+    leaking into it; `strength` scales the heuristic.
     """
 
     shared: int = 0
@@ -53,6 +53,7 @@ class RouterSettings:
     sharpness: float = 5.0
     noise: float = 1.0
     gradient: str = "exact"
+    strength: float = 1.0
 
     def check(self, heads: int) -> None:
         """Refuse what no router of so many heads can do.
@@ -167,7 +168,7 @@ class Adaptive(nn.Module):
         gates = self._gates(hidden, places, thresholds)
         weights = self.kind.weigh(gates, selected.to(hidden.dtype), probabilities, targets)
         if self.settings.gradient != "exact":
-            weights = Heuristic.apply(logits, weights.detach())
+            weights = Heuristic.apply(logits, weights.detach(), self.settings.strength)
         routing = Routing(weights, selected, gates, probabilities, thresholds, targets)
         return _with_shared(routing, self.settings.shared)
 
@@ -189,7 +190,7 @@ def _hard(gates: PerHead, selected: PerHead, probabilities: PerHead, targets: Pe
 
 
 def _straight_through(gates: PerHead, selected: PerHead, probabilities: PerHead, targets: PerToken) -> PerHead:
-    return selected + gates - gates.detach()
+    return selected + (gates - gates.detach())  # in this order the value is the choice, to the last bit
 
 
 def _plain(gates: PerHead, selected: PerHead, probabilities: PerHead, targets: PerToken) -> PerHead:
