@@ -62,7 +62,9 @@ class RouterSettings:
             ValueError: names the setting, what came and what is allowed.
         """
         if not 0 <= self.shared < heads:
-            raise ValueError(f"shared is {self.shared}; choose 0 to {heads - 1}, so that one of {heads} heads is routed")
+            raise ValueError(
+                f"shared is {self.shared}; choose 0 to {heads - 1}, so that one of {heads} heads is routed"
+            )
         if not 0 <= self.most <= heads - self.shared:
             raise ValueError(
                 f"most is {self.most}, but {heads} heads with {self.shared} shared leave {heads - self.shared} to "
@@ -260,7 +262,9 @@ def auxiliary(routing: Routing, real: Float[Tensor, "batch tokens"]) -> dict[str
     """
     share = real / real.sum()
     heads = routing.weights.shape[-1]
-    probability, weight = ((share.unsqueeze(-1) * each).sum((0, 1)) for each in (routing.probabilities, routing.weights))
+    probability, weight = (
+        (share.unsqueeze(-1) * each).sum((0, 1)) for each in (routing.probabilities, routing.weights)
+    )
     used, target = weight.sum(), (share * routing.targets).sum()
     return {"load balance": (probability * weight).sum(), "complexity": (used - target).abs(), "sparsity": used / heads}
 

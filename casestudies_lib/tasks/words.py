@@ -57,9 +57,7 @@ def vocabulary(texts: Sequence[str]) -> Vocabulary:
     return Vocabulary((PAD, START, END, *found))
 
 
-def rows(
-    words: Vocabulary, texts: Sequence[str]
-) -> tuple[Int[Tensor, "texts longest"], Bool[Tensor, "texts longest"]]:
+def rows(words: Vocabulary, texts: Sequence[str]) -> tuple[Int[Tensor, "texts longest"], Bool[Tensor, "texts longest"]]:
     """Return each text between start and end, filled up with padding, and a mask that is True where ids are real.
 
     Raises:
