@@ -42,7 +42,8 @@ class Sizes:
         check_sizes(self, least)
         if self.heads % self.kv_heads:
             raise ValueError(
-                f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly; choose kv_heads that divide heads"
+                f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly; choose kv_heads so that it "
+                "divides heads"
             )
 
 

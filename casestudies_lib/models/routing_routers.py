@@ -206,7 +206,7 @@ def _rescaled(gates: PerHead, selected: PerHead, probabilities: PerHead, targets
 
 @dataclass(frozen=True)
 class Gate:
-    """How weights follow from gates; `sign` 1 opens the gate of the least probable heads, as published, −1 of the best."""
+    """How weights follow from gates; `sign` 1, as published, opens the gates of the least probable heads."""
 
     weigh: Callable[[PerHead, PerHead, PerHead, PerToken], PerHead]
     sign: float = -1.0

@@ -1,4 +1,4 @@
-"""Attention that really leaves out the heads a token did not select, beside one that computes all and multiplies by zero.
+"""Attention that really leaves out the heads a token did not select, beside one that computes all of them.
 
 Both give the same output; they differ in arithmetic. Explained in chapter `head_routing`.
 """
