@@ -14,7 +14,7 @@ export OPENBLAS_NUM_THREADS := 1
 export PYTHONPATH :=
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help venv book test lint serve bench browser clean clean-venv
+.PHONY: help venv book pdf test lint faults serve bench bench-site browser clean clean-venv
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ $(READY): requirements.lock pyproject.toml
 book: $(READY) ## run every chapter and leave the site in _build/html
 	$(BIN)/python -m casestudies_lib.cli build
 
+pdf: book ## print the book, and each chapter, into _build/pdf (needs Chromium: make browser)
+	$(BIN)/python -m casestudies_lib.cli pdf
+
 test: $(READY) lint ## ruff, unit tests, notebook contract, faults, page tests, and nbval over the committed notebooks
 	$(if $(CI),$(MAKE) browser,)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout 600 notebooks tests
@@ -40,11 +43,24 @@ lint: $(READY) ## ruff on code and notebooks
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
+faults: $(READY) ## put each fault in once and record what a user sees of it in data/faults.json
+	echo '[]' > data/faults.json
+	$(BIN)/python -m pytest -q --record-faults tests
+
 serve: $(READY) ## serve _build/html on this machine
 	$(BIN)/python -m casestudies_lib.cli serve
 
 bench: $(READY) ## measure speed and memory as ratios, each in one run (BENCH_FLAGS=--set-up times set-up too)
 	$(BIN)/python tests/benchmark.py $(BENCH_FLAGS)
+
+# The browser that puppeteer would fetch is not needed: Lighthouse drives the installed one.
+tests/lighthouse/node_modules: tests/lighthouse/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 20 or newer, so that 'npm' is on the PATH" >&2; exit 1; }
+	PUPPETEER_SKIP_DOWNLOAD=1 npm install --prefix tests/lighthouse --no-save --no-audit --no-fund --silent
+	touch $@
+
+bench-site: book tests/lighthouse/node_modules ## measure the site with Lighthouse, in one table (needs Chromium and npm)
+	$(BIN)/python tests/benchmark_site.py
 
 browser: ## install the Debian package that page tests need
 	@if command -v chromium >/dev/null; then echo "chromium is installed"; \

@@ -143,11 +143,17 @@ class Source(_Strict):
 
 
 class Symptom(_Strict):
-    """What a log or curve shows, the claim whose trial explains it, and the probe that finds it, if there is one."""
+    """What a log or curve shows, the claim whose trial explains it, and the probe that finds it, if there is one.
+
+    `suspect` names the cause in a few words, where the claim does not. `then` lists the trials to read next if that is
+    not it, the likeliest first: an id of this report, or `slug:ID` of another.
+    """
 
     shows: Text
     claim: Text
     probe: Text | None = None
+    suspect: Text | None = None
+    then: list[Annotated[str, Field(pattern=r"^(?:[a-z][a-z0-9_]*:)?[A-Z][0-9]+$")]] = []
 
 
 class PrintedNumber(_Strict):
@@ -175,8 +181,9 @@ class Report(_Strict):
         if doubled := sorted({name for name in ids if ids.count(name) > 1}):
             raise ValueError(f"claims: id {', '.join(doubled)} stands twice")
         for symptom in self.symptoms:
-            if symptom.claim not in ids:
-                raise ValueError(f"symptoms: {symptom.shows!r} names claim {symptom.claim}; known are {', '.join(ids)}")
+            for name in (symptom.claim, *(name for name in symptom.then if ":" not in name)):
+                if name not in ids:
+                    raise ValueError(f"symptoms: {symptom.shows!r} names claim {name}; known are {', '.join(ids)}")
         return self
 
 

@@ -1,6 +1,7 @@
 """The command line `casebook`; each command imports what it needs, so that the light ones answer at once."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -20,6 +21,8 @@ app = typer.Typer(
 )
 ChapterName = Annotated[str, typer.Argument(metavar="CHAPTER", help="slug of the chapter, see casebook list")]
 ChapterNames = Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER]...", help="slugs; all when none is given")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="run, whatever the cache holds")]
+_STOPPED = {128 + number: number.name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a program")]
 
 
@@ -30,12 +33,25 @@ def main() -> NoReturn:
     except CasebookError as error:
         _say(f"error: {error}")
         status = error.exit_code
+    except SystemExit as end:
+        status = end.code
+        if status in _STOPPED:
+            _say(f"stopped by {_STOPPED[status]}: nothing of an unfinished run is stored, finished results stay; "
+                 "to go on, give the same command again")  # fmt: skip
+    except SyntaxError as error:
+        _say(f"error: {_relative(error.filename)}, line {error.lineno}, is not Python: {error.msg}; mend that line")
+        status = Failure.exit_code
     except OSError as error:
         _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         status = Failure.exit_code
     except Exception as error:
         status = _usage_error(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _relative(file: str | None) -> str:
+    path = Path(file or "a module")
+    return str(path.relative_to(paths.root())) if path.is_relative_to(paths.root()) else str(path)
 
 
 def _usage_error(error: Exception) -> int:
@@ -51,8 +67,12 @@ def _usage_error(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    """Write a line for people to standard error, so that standard output stays clean for programs."""
-    sys.stderr.write(line + "\n")
+    """Write a line for people to standard error, so that standard output stays clean for programs.
+
+    What a notebook, a report or a file name brings into it can neither steer the terminal nor turn the line around.
+    """
+    shown = "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in line)
+    sys.stderr.write(shown + "\n")
 
 
 def _print_json(value: object) -> None:
@@ -104,11 +124,12 @@ def run(
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for the whole run")] = 900.0,
     cell_limit: Annotated[float | None, typer.Option(metavar="SECONDS", help="limit for one cell")] = None,
     store: Annotated[bool, typer.Option(help="write the executed notebook back to notebooks/")] = False,
+    fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a chapter with papermill and keep notebook, verdicts and provenance."""
+    """Run a chapter with papermill, unless nothing it reads has changed; keep notebook, verdicts and provenance."""
     from casestudies_lib.runner.chapters import find_chapter
-    from casestudies_lib.runner.execute import run_side_by_side
+    from casestudies_lib.runner.execute import obtain
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
     from casestudies_lib.runner.results import read_result
@@ -118,7 +139,7 @@ def run(
     if store:
         check_storable(job)
     with shown([job.chapter.slug]) as notify:
-        folder = run_side_by_side([job], notify)[job.chapter.slug]
+        folder = obtain([job], notify, fresh=fresh, say=_say_when_cached)[job.chapter.slug]
     result = read_result(folder)
     if store:
         changed = store_notebook(job, result)
@@ -131,6 +152,11 @@ def run(
         return
     _verdict_table(result.verdicts)
     _say(f"result in {folder} ({result.provenance['seconds']} s)")
+
+
+def _say_when_cached(slug: str, reasons: list[str]) -> None:
+    if not reasons:
+        _say(f"{slug}: nothing it read has changed, so it did not run again; --fresh runs it")
 
 
 def _verdict_table(records: list[dict]) -> None:
@@ -184,16 +210,145 @@ def check(
 @app.command()
 def build(
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each chapter")] = 900.0,
+    fresh: Fresh = False,
 ) -> None:
-    """Run every chapter and publish the site in _build/html."""
+    """Run the chapters that a change reaches and publish the site in _build/html."""
     from casestudies_lib.runner.build import build as build_site
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
 
     jobs = [prepare(chapter, time_limit=time_limit) for chapter in _chosen(None)]
     with shown([job.chapter.slug for job in jobs]) as notify:
-        page = build_site(jobs, paths.build() / "html", notify, _say)
+        page = build_site(jobs, paths.build() / "html", notify, _say, fresh=fresh)
     _say(f"site in {page}; look at it with: casebook serve")
+
+
+cache_app = typer.Typer(help="Look into the cache of results, or tidy it.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("ls")
+def cache_ls(as_json: AsJson = False) -> None:
+    """List the runs that the cache holds, and whether each would be served now."""
+    from casestudies_lib.runner.cache_overview import listing
+
+    rows = listing()
+    if as_json:
+        _print_json(rows)
+        return
+    columns = ["chapter", "parameters", "started", "seconds", "state", "why"]
+    _table("Cache", columns, [["; ".join(r[c]) if c == "why" else r[c] for c in columns] for r in rows])
+
+
+@cache_app.command("gc")
+def cache_gc(
+    keep: Annotated[int, typer.Option(min=0, metavar="N", help="newest runs to keep of each chapter")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Remove damaged and old runs from the cache."""
+    from dataclasses import asdict
+
+    from casestudies_lib.runner.cache_store import collect
+
+    swept = collect(keep)
+    if as_json:
+        _print_json(asdict(swept))
+        return
+    _say(f"removed {swept.removed} runs, kept {swept.kept}, freed {swept.freed_bytes / 1e6:.1f} MB")
+
+
+@app.command()
+def sweep(
+    chapter: ChapterName,
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", metavar="NAME=V,V", help="values of a parameter; repeatable")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="A:B", help="seeds from A up to but not including B")] = None,
+    n_seeds: Annotated[int | None, typer.Option(metavar="N", help="seeds in a row; by default the chapter's")] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; else this machine")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="rows at once; by default one a core")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="run all rows, whatever is stored")] = False,
+    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each row")] = 900.0,
+    tls_ca: Annotated[str | None, typer.Option(metavar="FILE", help="for tls:// addresses")] = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="for tls:// addresses")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="for tls:// addresses")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a chapter once for each point of a grid and block of seeds; goes on where an earlier sweep ended."""
+    from casestudies_lib.runner.chapters import find_chapter
+    from casestudies_lib.runner.execute import interruptible
+    from casestudies_lib.runner.sweep import sweep_chapter
+    from casestudies_lib.runner.sweep_cluster import Tls
+    from casestudies_lib.runner.sweep_plan import plan
+
+    asked = plan(find_chapter(chapter), grid or [], seeds, n_seeds=n_seeds, time_limit=time_limit)
+    with interruptible():
+        path, provenance, tally = sweep_chapter(
+            asked, scheduler=scheduler, workers=workers, tls=Tls(tls_ca, tls_cert, tls_key), fresh=fresh, say=_say
+        )
+    if as_json:
+        _print_json({"file": str(path), "ran": tally.ran, "found": tally.found, "failures": tally.failures,
+                     "provenance": provenance})  # fmt: skip
+    else:
+        _say(f"{tally.ran} rows ran, {tally.found} were stored, {len(tally.failures)} failed; result in {path}")
+        _say(f"make it evidence with: casebook evidence update {chapter} --sweep {asked.name}")
+    if tally.failures:
+        raise Failure(f"{len(tally.failures)} of {tally.total} rows failed; they are in the result with their errors")
+
+
+evidence_app = typer.Typer(help="Committed results of sweeps: update them, or check a part.", no_args_is_help=True)
+app.add_typer(evidence_app, name="evidence")
+
+
+@evidence_app.command("update")
+def evidence_update(
+    chapter: ChapterName,
+    sweep: Annotated[list[str] | None, typer.Option("--sweep", metavar="NAME", help="which sweeps; repeatable")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a sweep's result into data/evidence, to be committed."""
+    from casestudies_lib.runner.chapters import find_chapter
+    from casestudies_lib.runner.evidence import update
+
+    path, found = update(find_chapter(chapter), sweep or [])
+    if as_json:
+        _print_json({"file": str(path), "provenance": found.provenance})
+        return
+    _say(f"{found.provenance['rows']} rows, {len(found.lines)} lines in {path}; commit it with {path.stem}.json")
+
+
+@evidence_app.command("check")
+def evidence_check(
+    chapters: ChapterNames = None,
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="share of the rows to run again")] = 0.1,
+    draw: Annotated[int, typer.Option(metavar="SEED", help="which rows are drawn")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="rows at once; by default one a core")] = None,
+    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each row")] = 900.0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a random part of the evidence again and compare the verdicts."""
+    from casestudies_lib.runner.chapters import find_chapter
+    from casestudies_lib.runner.evidence import slugs
+    from casestudies_lib.runner.evidence_check import check_again
+    from casestudies_lib.runner.execute import interruptible
+
+    names = chapters or slugs()
+    if not names:
+        raise Mistake("there is no evidence yet; make some with casebook sweep and casebook evidence update")
+    chosen, checked, faults = [find_chapter(name) for name in names], {}, []
+    with interruptible():
+        for each in chosen:
+            try:
+                checked[each.slug] = check_again(each, share, draw, workers, time_limit, _say)
+                faults += checked[each.slug]["differences"]
+            except CasebookError as error:
+                faults.append(f"{each.slug}: {error}")
+    if as_json:
+        _print_json({"checked": checked, "faults": faults})
+    for fault in faults:
+        _say(f"error: {fault}")
+    if faults:
+        raise typer.Exit(Failure.exit_code)
 
 
 @app.command()
@@ -211,6 +366,46 @@ def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a fr
             serve_site(paths.build() / "html", port, announce)
     except SystemExit:
         _say("ended")
+
+
+@app.command()
+def pdf(out: Annotated[Path | None, typer.Option(help="folder for the files", metavar="DIR")] = None) -> None:
+    """Print the built site: the whole book as one PDF, and each chapter as one of its own."""
+    from casestudies_lib.runner.execute import interruptible
+    from casestudies_lib.runner.pdf import print_site
+
+    with interruptible():
+        for path in print_site(paths.build() / "html", out or paths.build() / "pdf"):
+            _say(f"printed {path}")
+
+
+def teach(
+    chapter: ChapterName,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the student copy")] = Path("class"),
+) -> None:
+    """Write a student copy of a chapter, without outputs and solutions."""
+    from casestudies_lib.runner.chapters import find_chapter
+    from casestudies_lib.runner.teach import write_student_copy
+
+    _say(f"student copy in {write_student_copy(find_chapter(chapter), out)}")
+
+
+@app.command()
+def slides(
+    chapter: ChapterName,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the file")] = Path("class"),
+) -> None:
+    """Write the slides of a chapter, made from its last run, as one file that needs nothing beside it."""
+    from casestudies_lib.runner.chapters import find_chapter
+    from casestudies_lib.runner.results import replace_file, run_folder
+    from casestudies_lib.runner.site.case import read_case
+    from casestudies_lib.runner.site.slides import slide_file
+
+    case = read_case(chapter, run_folder(find_chapter(chapter), {}))
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / f"{case.name}.slides.html"
+    replace_file(target, slide_file(case, (paths.book() / "slides.css").read_text(encoding="utf-8")).encode())
+    _say(f"slides in {target}")
 
 
 @app.command()

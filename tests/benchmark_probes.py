@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from casestudies_lib.probes import alignment, reduction_scaling, stepping
+from casestudies_lib.gradient_log import log_gradient_norms
+from casestudies_lib.probes import alignment, causality, reduction_scaling, stepping
 
 Row = tuple[str, str, str]
 
@@ -21,7 +22,7 @@ def probe_rows() -> list[Row]:
         ("alignment, lists of pairs", f"{lists / 1e6:.1f} M tokens a CPU second", "≥ 1 M"),
         ("stepping, step with ÷ without, 10 M parameters", f"{stepping_overhead():.3f}", "≤ 1.02"),
     ]
-    return rows + reduction_scaling_rows()
+    return rows + reduction_scaling_rows() + causality_rows() + gradient_log_rows()
 
 
 def alignment_speed(characters: int = 2_000_000, turns: int = 5) -> tuple[float, float]:
@@ -100,3 +101,103 @@ def reduction_scaling_rows() -> list[Row]:
         measured = f"{probe:.2f} s = {probe / alone:.1f} × one pass of the loss"
         rows.append((f"reduction_scaling, {name}", measured, "≤ 2 s"))
     return rows
+
+
+class Attention(nn.Module):
+    """A GPT-2-shaped miniature; `leak` is the share of the sequence's mean that every position gets to see."""
+
+    def __init__(self, dim: int, layers: int, tokens: int, leak: float = 0.0):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(256, dim), nn.Embedding(tokens, dim)
+        layer = nn.TransformerEncoderLayer(dim, 4, 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.body = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head, self.leak = nn.Linear(dim, 256), leak
+        self.alphas = nn.Parameter(torch.ones(5))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]] * self.alphas.mean()
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        hidden = self.body(hidden, mask=mask, is_causal=True)
+        out = self.head(hidden)
+        return out + self.leak * out.mean(1, keepdim=True) if self.leak else out
+
+
+def causality_rows(tokens: int = 1024, seeds: int = 10) -> list[Row]:
+    """Return what leaks of a millionth and their causal twins get for an answer, and what one answer takes."""
+    seconds, found, silent = [], 0, 0
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        for leak in (1e-6, 0.0):
+            module = Attention(dim=64, layers=2, tokens=tokens, leak=leak)
+            begin = time.perf_counter()
+            answer = causality(module, torch.randint(256, (1, tokens)))
+            seconds.append(time.perf_counter() - begin)
+            found += leak > 0 and answer.ok is False
+            silent += leak == 0 and answer.ok is True
+    what = f"causality, {tokens} tokens"
+    return [
+        (f"{what}, leak of 1e-6 found", f"{found} of {seeds}", f"{seeds} of {seeds}"),
+        (f"{what}, causal twin silent", f"{silent} of {seeds}", f"{seeds} of {seeds}"),
+        (f"{what}, 2 layers of width 64", f"{np.median(seconds):.2f} s", "≤ 2 s"),
+    ]
+
+
+def gradient_log_rows() -> list[Row]:
+    """Return what logging adds to a step, every step and every hundredth, on a miniature and on 10 M parameters."""
+    miniature = Attention(dim=64, layers=2, tokens=64)
+    large = nn.Sequential(*[layer for _ in range(10) for layer in (nn.Linear(1000, 1000), nn.Tanh())])
+    cases = (
+        ("miniature, gates", miniature, torch.randint(256, (8, 64)), ["alphas", "*.linear2.bias"], 400),
+        ("miniature, all parameters", miniature, torch.randint(256, (8, 64)), ["*"], 400),
+        ("10 M parameters, all of them", large, torch.randn(32, 1000), ["*"], 200),
+    )
+    rows = []
+    for what, module, batch, names, steps in cases:
+        for every, limit in ((1, "≤ 15 %"), (100, "≤ 1 %")):
+            share = logging_share(module, batch, names, every, steps)
+            rows.append((f"gradient log every {every}, {what}", f"{100 * share:+.2f} %", limit))
+    return rows
+
+
+def logging_share(module: nn.Module, batch: Tensor, names: list[str], every: int, steps: int) -> float:
+    """Return by what share logging makes the mean step longer, from medians of steps that take turns.
+
+    Of N steps one reads norms and N - 1 only count, which is too little to show beside a whole step: it is measured on
+    steps of an optimiser that has next to nothing else to do.
+    """
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-4)
+
+    def step() -> float:
+        begin = time.process_time_ns()
+        module(batch).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        return time.process_time_ns() - begin
+
+    step()
+    plain, read = [], []
+    for _ in range(steps // 2):
+        plain.append(step())
+        with log_gradient_norms(module, names, every=1):
+            read.append(step())
+    extra = np.median(read) - np.median(plain)
+    return (extra + (every - 1) * counting(module, names)) / every / np.median(plain)
+
+
+def counting(module: nn.Module, names: list[str], turns: int = 50) -> float:
+    """Return the nanoseconds that a step which is only counted takes longer."""
+    optimiser = torch.optim.SGD([next(module.parameters())], lr=0.0)
+
+    def hundred_steps() -> int:
+        begin = time.process_time_ns()
+        for _ in range(100):
+            optimiser.step()
+        return time.process_time_ns() - begin
+
+    plain, counted = [], []
+    for _ in range(turns):
+        plain.append(hundred_steps())
+        with log_gradient_norms(module, names, every=10**9):
+            optimiser.step()
+            counted.append(hundred_steps())
+    return (np.median(counted) - np.median(plain)) / 100

@@ -3,8 +3,11 @@
 A probe changes nothing in what it is given and returns a `ProbeResult`.
 """
 
+from casestudies_lib.probes.ablation_diff import ablation_diff
 from casestudies_lib.probes.alignment import alignment
 from casestudies_lib.probes.backward_check import backward_check
+from casestudies_lib.probes.causality import causality
+from casestudies_lib.probes.gates import gates
 from casestudies_lib.probes.grouped_errors import grouped_errors
 from casestudies_lib.probes.idle_parameters import idle_parameters
 from casestudies_lib.probes.interference import interference
@@ -18,8 +21,11 @@ __all__ = [
     "ProbeFault",
     "ProbeInputError",
     "ProbeResult",
+    "ablation_diff",
     "alignment",
     "backward_check",
+    "causality",
+    "gates",
     "grouped_errors",
     "idle_parameters",
     "interference",

@@ -30,8 +30,12 @@ RESOLVED = 0.05
 FINEST = 2.0**-23
 # Two ratios that differ by no more than this are one factor.
 ONE_FACTOR = 0.01
+# Doubts above this share of the gradient are as likely a kink's as noise, and must be exceeded by far.
+KINKED, KINK_MARGIN = 0.01, 10.0
 # Tensors with a small gradient move further, up to this, so that their share in the sum is not drowned.
 FURTHEST = 100.0
+# Directions along which a tensor must agree again before its one disagreement is put down to a kink, and that one.
+LOOKS = 3
 # A tensor of zeros has no size of its own to scale its moves by; this is that of a common initialisation.
 SIZE_OF_ZEROS = 0.1
 
@@ -116,21 +120,29 @@ class Search:
     def careful(self, moves: Mapping[str, Tensor], step: float) -> Slope:
         """Spend four evaluations."""
         self.left -= 4
-        change = profile(self.subject, self.centre, self.pulls.upstreams, moves)
-        return careful_slope(change, step, floor_of(self.centre, self.pulls.upstreams))
+        change, upstreams = profile(self.subject, self.centre, moves), self.pulls.upstreams
+        return careful_slope(change, step, upstreams, floor_of(self.centre, upstreams))
 
     def quick(self, moves: Mapping[str, Tensor]) -> Slope:
         """Spend two."""
         self.left -= 2
-        change = profile(self.subject, self.centre, self.pulls.upstreams, moves)
-        return quick_slope(change, self.step, self.model)
+        change = profile(self.subject, self.centre, moves)
+        return quick_slope(change, self.step, self.pulls.upstreams, self.model)
+
+    def affordable(self, moves: Mapping[str, Tensor]) -> Slope:
+        """Spend four evaluations if there are so many, else two."""
+        return self.careful(moves, self.step) if self.left >= 4 else self.quick(moves)
 
     def sample(self, names: Sequence[str], moves: Mapping[str, Tensor], slope: Slope) -> Sample:
         """Return both sides of the comparison along the moves of some tensors."""
         sizes = torch.stack([self.pulls.sizes[name] for name in names])
-        smallest = torch.where(sizes > 0, sizes, math.inf).amin(0)
-        tolerated = self.tolerance * torch.where(smallest.isfinite(), smallest, 0.0)
-        return Sample(self.pulls.along(names, moves), slope, slope.doubts + tolerated)
+        analytic = self.pulls.along(names, moves)
+        smallest = torch.where(sizes > 0, sizes, math.inf).amin(0).nan_to_num(posinf=0.0)
+        tolerated = torch.maximum(smallest, analytic.abs()) if len(names) == 1 else smallest
+        # Kinks are no noise: they shift a slope by about what they show of themselves, now and then by more.
+        kinked = slope.doubts > KINKED * torch.maximum(sizes.amax(0), slope.values.abs())
+        doubts = torch.where(kinked, KINK_MARGIN, 1.0) * slope.doubts
+        return Sample(analytic, slope, doubts + self.tolerance * tolerated)
 
 
 def search(work: Search, directions: int, steps: Sequence[float]) -> None:
@@ -271,7 +283,8 @@ def _factor(samples: Sequence[Sample]) -> tuple[float, int]:
     # Each ratio is known as well as its finite difference is.
     weights = (numeric / doubts.clamp(min=1e-300))[clear].square()
     factor = float((ratios * weights).sum() / weights.sum())
-    allowed = ONE_FACTOR * abs(factor) + (1 + abs(factor)) * (doubts / numeric.abs())[clear]
+    # A factor is one only if it fits much better than no error at all would.
+    allowed = min(ONE_FACTOR * abs(factor), abs(factor - 1) / 10) + (1 + abs(factor)) * (doubts / numeric.abs())[clear]
     fits = bool(((ratios - factor).abs() <= allowed).all()) and factor != 0
     return (factor if fits else math.nan), int(clear.sum())
 
@@ -287,23 +300,32 @@ def _note_factor(work: Search, group: Sequence[str], sample: Sample, factor: flo
 
 
 def _judged(work: Search, name: str, moves: Mapping[str, Tensor], sample: Sample) -> Judgement:
-    """Judge one tensor that disagrees along one direction, after a look along another if that can be afforded."""
-    silent = not bool(work.pulls.sizes[name].any())
+    """Judge one tensor that disagrees along one direction, after looks along others as far as they can be afforded."""
+    if not bool(work.pulls.sizes[name].any()):
+        return _described(work, name, MISSING, [sample])
     samples = [sample]
-    if work.left >= 2 and not silent:
-        gaps = _gaps(work.pulls, name)
-        factor, pairs = _factor(samples)
-        if gaps is not None and (math.isnan(factor) or pairs < 2):
-            inside = {name: directed(work, [name], towards=False)[name] * gaps}
-            if bool(((slope := work.quick(inside)).values.abs() > slope.doubts).any()):
-                return _described(work, name, PART, samples)
-        if work.left >= 2:
-            other = directed(work, [name], towards=False)
-            samples.append(work.sample([name], other, work.quick(other)))
-            if samples[-1].agrees:
-                # A kink on the way, for a wrong gradient is wrong in every direction.
-                return _described(work, name, UNRESOLVED, samples)
-    return _described(work, name, MISSING if silent else _kind(samples), samples)
+    while work.left >= 2 and len(samples) < LOOKS:
+        other = directed(work, [name], towards=len(samples) == 1)
+        samples.append(work.sample([name], other, work.affordable(other)))
+        if not samples[-1].agrees:
+            break
+    else:
+        if len(samples) == LOOKS:
+            # A kink on the way of the first, for a wrong gradient is wrong in every direction.
+            return _described(work, name, UNRESOLVED, samples)
+    samples = [each for each in samples if not each.agrees]
+    kind = _kind(samples)
+    return _described(work, name, PART if kind == DIRECTION and _has_gaps(work, name) else kind, samples)
+
+
+def _has_gaps(work: Search, name: str) -> bool:
+    """Return whether the output depends on elements to which every question leaves a gradient of exactly zero."""
+    pulled = [pull[name] for pull in work.pulls.gradients if pull[name] is not None]
+    gaps = torch.stack([gradient == 0 for gradient in pulled]).all(0)
+    if work.left < 2 or not bool(gaps.any()):
+        return False
+    inside = {name: directed(work, [name], towards=False)[name] * gaps}
+    return not work.sample([name], inside, work.affordable(inside)).agrees
 
 
 def _kind(samples: Sequence[Sample]) -> str:
@@ -325,12 +347,6 @@ def _described(work: Search, name: str, kind: str, samples: Sequence[Sample]) ->
     smallest = float((samples[0].ignored / sizes).amin()) if bool(sizes.any()) else None
     factor = _factor(samples)[0] if kind in (SIGN, SCALE) else None
     return Judgement(kind, factor, difference, smallest)
-
-
-def _gaps(pulls: Pulls, name: str) -> Tensor | None:
-    """Return where every question leaves a tensor's gradient exactly zero; None if that is nowhere."""
-    gaps = torch.stack([pull[name] == 0 for pull in pulls.gradients if pull[name] is not None]).all(0)
-    return gaps if bool(gaps.any()) else None
 
 
 def _finite(pulls: Pulls, name: str) -> bool:

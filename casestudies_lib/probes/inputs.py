@@ -74,6 +74,16 @@ def check_whole_number(name: str, value: object, least: int) -> None:
         raise ProbeInputError(f"{name} is {value!r}; give a whole number, {least} or more")
 
 
+def check_share(name: str, value: object) -> None:
+    """Refuse what is not a number from 0 to 1.
+
+    Raises:
+        ProbeInputError: names the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ProbeInputError(f"{name} is {value!r}; give a number from 0 to 1")
+
+
 def checked_loss(value: object) -> Tensor:
     """Return the loss if it is one finite number with a graph.
 

@@ -21,6 +21,7 @@ from casestudies_lib.probes.interference_findings import (
     sum_finding,
 )
 from casestudies_lib.probes.result import Bar, Finding, ProbeInputError, ProbeResult
+from casestudies_lib.probes.signals import first_tensor
 
 COLUMNS = ("part", "where", "losses", "norm", "norm of the second", "cosine", "positions reached")
 FEATURES_LAST = (
@@ -169,18 +170,11 @@ def _gradients(
 
 def _keeper(kept: list[Tensor]) -> Callable[..., None]:
     def keep(_part: nn.Module, _into: Any, out: Any) -> None:
-        tensor = _first_tensor(out)
+        tensor = first_tensor(out)
         if tensor is not None and tensor.requires_grad:
             kept.append(tensor)
 
     return keep
-
-
-def _first_tensor(out: Any) -> Tensor | None:
-    if isinstance(out, Tensor):
-        return out if out.is_floating_point() else None
-    values = out.values() if isinstance(out, Mapping) else out if isinstance(out, list | tuple) else ()
-    return next((found for value in values if (found := _first_tensor(value)) is not None), None)
 
 
 def _checked_terms(returned: object, total: str | None) -> dict[str, Tensor]:

@@ -40,25 +40,19 @@ def simulate(optimiser: Optimizer, gradients: Mapping[Tensor, Tensor | None], st
     twins = {parameter: parameter.detach().clone().requires_grad_() for parameter in gradients if parameter in held}
     if not twins:
         return {}
-    twin_optimiser = _twin(optimiser, twins)
+    twin = twin_optimiser(optimiser, twins)
     for _ in range(steps):
-        for parameter, twin in twins.items():
+        for parameter, copied in twins.items():
             gradient = gradients[parameter]
-            twin.grad = None if gradient is None else gradient.detach().clone()
-        twin_optimiser.step()
+            copied.grad = None if gradient is None else gradient.detach().clone()
+        twin.step()
     return {
-        parameter: _movement(parameter.detach(), twin.detach(), state_bytes(twin_optimiser, twin))
-        for parameter, twin in twins.items()
+        parameter: _movement(parameter.detach(), copied.detach(), state_bytes(twin, copied))
+        for parameter, copied in twins.items()
     }
 
 
-def state_bytes(optimiser: Optimizer, parameter: Tensor) -> int:
-    """Return the bytes of the tensors that the optimiser keeps for a parameter."""
-    state = optimiser.state.get(parameter, {})
-    return sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor))
-
-
-def _twin(optimiser: Optimizer, twins: dict[Tensor, Tensor]) -> Optimizer:
+def twin_optimiser(optimiser: Optimizer, twins: dict[Tensor, Tensor]) -> Optimizer:
     """Return an optimiser of the same class with the same settings and state, over the twins alone.
 
     Built by the protocol that pickling uses, so that no constructor has to be guessed; the reader's step hooks and the
@@ -76,6 +70,12 @@ def _twin(optimiser: Optimizer, twins: dict[Tensor, Tensor]) -> Optimizer:
         }
     )
     return twin
+
+
+def state_bytes(optimiser: Optimizer, parameter: Tensor) -> int:
+    """Return the bytes of the tensors that the optimiser keeps for a parameter."""
+    state = optimiser.state.get(parameter, {})
+    return sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor))
 
 
 def _twin_group(group: dict, twins: dict[Tensor, Tensor]) -> dict:

@@ -78,6 +78,14 @@ def jittered_signals(
             return None
 
 
+def first_tensor(out: Any) -> Tensor | None:
+    """Return the first floating-point tensor of what a submodule returned, nested or not; None if there is none."""
+    if isinstance(out, Tensor):
+        return out if out.is_floating_point() else None
+    values = out.values() if isinstance(out, Mapping) else out if isinstance(out, list | tuple) else ()
+    return next((found for value in values if (found := first_tensor(value)) is not None), None)
+
+
 def _gradients(
     module: nn.Module, loss: Loss, batch: Any, parameters: list[Tensor], recorder: WorkRecorder | None
 ) -> tuple[Tensor | None, ...]:

@@ -1,41 +1,59 @@
-"""Runs every chapter and hands the results to the publisher; an old site never poses as the new one."""
+"""Runs the chapters that a change reaches and publishes all; an old site never poses as the new one."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from casestudies_lib.runner.cache_compare import cached, refuse_differences
 from casestudies_lib.runner.errors import Failure
-from casestudies_lib.runner.execute import Notify, run_side_by_side
+from casestudies_lib.runner.execute import Notify, obtain
 from casestudies_lib.runner.jobs import Job
 
 
-def build(jobs: list[Job], destination: Path, notify: Notify, say: Callable[[str], None]) -> Path:
-    """Run the chapters side by side and publish the site.
+def build(
+    jobs: list[Job], destination: Path, notify: Notify, say: Callable[[str], None], *, fresh: bool = False
+) -> Path:
+    """Run side by side the chapters of which an input has changed, and publish the site.
 
     Args:
         jobs: one for each chapter, with default parameters.
         destination: the folder of the site.
         notify: receives the progress of the runs.
         say: receives lines for people.
+        fresh: run every chapter, and compare with what the cache held.
 
     Returns:
         The page to start with.
 
     Raises:
-        CasebookError: a chapter failed, or the site could not be made; a site from before is put aside.
+        CasebookError: a chapter failed, a fresh run differs from the cached one, or the site could not be made; a site
+            from before is put aside.
     """
     from casestudies_lib.runner.publish import PublishError, publish
 
+    earlier = _identity(destination)
     try:
-        results = run_side_by_side(jobs, notify)
+        before = cached(jobs) if fresh else {}
+        results = obtain(jobs, notify, fresh=fresh, say=lambda slug, reasons: say(_reason(slug, reasons)))
+        refuse_differences(jobs, before, results)
         try:
             publish(results, destination)
         except PublishError as error:
             raise Failure(f"the site could not be made: {error}") from error
     except BaseException:
-        _put_aside(destination, say)
+        if _identity(destination) == earlier:  # else another build has put its own there meanwhile
+            _put_aside(destination, say)
         raise
     return destination / "index.html"
+
+
+def _reason(slug: str, reasons: list[str]) -> str:
+    more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return f"{slug}: runs, {', '.join(reasons[:3])}{more}" if reasons else f"{slug}: nothing changed, from the cache"
+
+
+def _identity(site: Path) -> tuple[int, int] | None:
+    return (site.stat().st_ino, site.stat().st_mtime_ns) if site.exists() else None
 
 
 def _put_aside(site: Path, say: Callable[[str], None]) -> None:

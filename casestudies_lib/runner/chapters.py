@@ -70,21 +70,68 @@ def read_notebook(path: Path) -> dict:
         ChapterError: the file cannot be read, is not JSON, or is not a notebook of format 4.
     """
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ChapterError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise ChapterError(f"{path.name} is not valid JSON: {error}; restore it or mend that place") from error
     if not _is_notebook(notebook):
-        raise ChapterError(f"{path.name} is JSON but no notebook of format 4 (nbformat 4 and a list of cells)")
+        raise ChapterError(
+            f"{path.name} is JSON but no notebook of format 4 (nbformat 4, metadata and a list of cells)"
+        )
     return notebook
+
+
+def strict_json(text: str) -> object:
+    """Return what a JSON text holds; unlike Python's reader, this one takes no NaN, which other programs cannot read.
+
+    Raises:
+        ValueError: the text is not JSON, holds NaN or an infinity, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _is_notebook(content: object) -> bool:
     if not isinstance(content, dict) or content.get("nbformat") != 4:
         return False
+    metadata = content.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("language_info", {}), dict):
+        return False
     cells = content.get("cells")
-    return isinstance(cells, list) and all(isinstance(cell, dict) and "cell_type" in cell for cell in cells)
+    return isinstance(cells, list) and all(map(_is_cell, cells))
+
+
+def _is_cell(cell: object) -> bool:
+    if not isinstance(cell, dict) or cell.get("cell_type") not in ("code", "markdown", "raw"):
+        return False
+    metadata, outputs = cell.get("metadata"), cell.get("outputs", [])
+    if not isinstance(metadata, dict) or not _are_texts(metadata.get("tags", [])):
+        return False
+    source = cell.get("source", "")
+    return (
+        (isinstance(source, str) or _are_texts(source)) and isinstance(outputs, list) and all(map(_is_output, outputs))
+    )
+
+
+def _is_output(output: object) -> bool:
+    if not isinstance(output, dict) or not isinstance(output.get("output_type"), str):
+        return False
+    data = output.get("data", {})
+    if not isinstance(data, dict) or not isinstance(output.get("metadata", {}), dict):
+        return False
+    texts = [output.get("text", "")] + [entry for kind, entry in data.items() if kind.startswith("text/")]
+    return all(isinstance(text, str) or _are_texts(text) for text in texts)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 def source_of(cell: dict) -> str:

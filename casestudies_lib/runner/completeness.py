@@ -3,6 +3,8 @@
 Papermill's metadata is not asked: it calls cells completed that never ran.
 """
 
+import math
+
 from casestudies_lib.runner.chapters import source_of, tags_of
 
 VERDICTS_MIME = "application/vnd.casebook.verdicts+json"  # claims.VERDICTS_MIME, without importing pydantic
@@ -91,3 +93,10 @@ def _check_record(record: dict, slug: str) -> None:
         raise Incomplete(f"the verdict of {record['id']} belongs to chapter {record['chapter']!r}, not {slug!r}")
     if record["verdict"] not in VERDICTS:
         raise Incomplete(f"{record['id']} has the verdict {record['verdict']!r}; allowed: {', '.join(VERDICTS)}")
+    for name in ("value", "low", "high"):
+        if not _is_number_or_none(record[name]):
+            raise Incomplete(f"{record['id']} has the {name} {record[name]!r}; allowed: a finite number, or none")
+
+
+def _is_number_or_none(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))

@@ -14,10 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from casestudies_lib import paths
-from casestudies_lib.runner import results
-from casestudies_lib.runner.chapters import claim_ids, read_notebook, tags_of
+from casestudies_lib.runner import cache, results
+from casestudies_lib.runner.cache_key import Key, changes, everything, key_of, parts
+from casestudies_lib.runner.cache_native import native_readers
+from casestudies_lib.runner.chapters import claim_ids, read_notebook, strict_json, tags_of
 from casestudies_lib.runner.completeness import Incomplete, cell_name, verdicts_of
-from casestudies_lib.runner.errors import CasebookError, Failure
+from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.jobs import Job
 from casestudies_lib.runner.supervise import Outcome, follow, guarded
 from casestudies_lib.runner.worker_files import EXECUTED, JOB, SOURCE
@@ -38,15 +40,19 @@ class Progress:
 
 
 Notify = Callable[[Progress], None]
+Say = Callable[[str, list[str]], None]
 
 
-def run_chapter(job: Job, notify: Notify = lambda _: None, stop: threading.Event | None = None) -> Path:
+def run_chapter(
+    job: Job, notify: Notify = lambda _: None, stop: threading.Event | None = None, *, enter: bool = True
+) -> Path:
     """Execute one chapter and store its result.
 
     Args:
         job: what to run.
         notify: receives the progress, cell by cell.
         stop: set from another thread, it ends the run early.
+        enter: whether the cache takes the run; the rows of a sweep, which can be thousands, have a store of their own.
 
     Returns:
         The result folder.
@@ -57,9 +63,11 @@ def run_chapter(job: Job, notify: Notify = lambda _: None, stop: threading.Event
     """
     started, clock = datetime.now(UTC), time.monotonic()
     with results.scratch_folder(job.destination) as scratch:
-        source, digests = _snapshot(job, scratch)
+        source = _snapshot(job, scratch)
+        key = key_of(job.chapter.slug, source, job.parameters, job.values)
         outcome = _supervised(job, source, scratch, notify, stop or threading.Event())
         notebook, verdicts = _judged(job, source, scratch, outcome)
+        reads, doubts = _reads(job, source, key, outcome.facts.pop("recorded", None))
         provenance = {
             "chapter": job.chapter.slug,
             "parameters": job.values,
@@ -69,19 +77,40 @@ def run_chapter(job: Job, notify: Notify = lambda _: None, stop: threading.Event
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - clock, 1),
             "cells": _count_cells(source),
-            "inputs": digests,
+            "inputs": key.parts | reads,
+            "not_cached": doubts,
         }
-        return results.write_result(job.destination, scratch, notebook, verdicts, provenance)
+        folder = results.write_result(job.destination, scratch, notebook, verdicts, provenance)
+    if enter and not doubts:
+        with contextlib.suppress(OSError):  # the result stands; without room for the cache it is only not found again
+            cache.enter(job, key, reads, notebook, verdicts, provenance)
+    return folder
 
 
-def _snapshot(job: Job, scratch: Path) -> tuple[dict, dict[str, str]]:
-    """Copy the notebook aside, so that what runs is what the digests say, whatever its author saves meanwhile."""
-    task = {"parameters": job.changed, "folder": str(paths.notebooks().absolute()), "cell_limit": job.cell_limit}
+def _reads(job: Job, source: dict, key: Key, recorded: dict | None) -> tuple[dict[str, str], list[str]]:
+    """Return the state of everything that a run read, and why it may not be all; then it is of all there is."""
+    if recorded is None:
+        return everything(), ["what it read was not recorded"]
+    doubts = list(recorded["doubts"])
+    now = parts(job.chapter.slug, source, job.parameters, job.values)
+    doubts += [f"{words} while it ran" for words in changes(key.parts, now)]
+    if not recorded["declared"]:
+        doubts += [
+            f"{name} reads through native code and declares nothing" for name in native_readers(source, recorded)
+        ]
+    return (everything() | recorded["reads"] if doubts else recorded["reads"]), doubts
+
+
+def _snapshot(job: Job, scratch: Path) -> dict:
+    """Copy the notebook aside, so that what runs is what the key says, whatever its author saves meanwhile."""
+    task = {
+        "parameters": job.changed, "folder": str(paths.notebooks().absolute()), "cell_limit": job.cell_limit,
+        "root": str(paths.root().absolute()),
+    }  # fmt: skip
     with results.writing(job.destination):
         (scratch / SOURCE).write_bytes(job.chapter.path.read_bytes())
         (scratch / JOB).write_text(json.dumps(task), encoding="utf-8")
-    source = read_notebook(scratch / SOURCE)
-    return source, results.inputs(job.chapter, source, job.parameters, job.values)
+    return read_notebook(scratch / SOURCE)
 
 
 def _count_cells(notebook: dict) -> int:
@@ -122,7 +151,7 @@ def _judged(job: Job, source: dict, scratch: Path, outcome: Outcome) -> tuple[by
         if outcome.problem or not outcome.ended:
             raise Incomplete(_early_end(job, source, outcome))
         content = executed.read_bytes()
-        return content, verdicts_of(json.loads(content), job.chapter.slug, claim_ids(job.chapter.slug))
+        return content, verdicts_of(strict_json(content.decode()), job.chapter.slug, claim_ids(job.chapter.slug))
     except (Incomplete, OSError, ValueError) as error:
         partial = results.keep_partial(job.destination, executed)
         kept = f"; partial notebook: {partial}" if partial else ""
@@ -134,7 +163,8 @@ def _early_end(job: Job, source: dict, outcome: Outcome) -> str:
     if outcome.running is not None:
         where = f"in {cell_name(_with_injection(job, source), outcome.running)}"
     if outcome.problem is None:
-        last = outcome.errors.decode(errors="replace").strip().splitlines()[-1:]
+        said = outcome.errors.decode(errors="replace").strip().splitlines()
+        last = [line for line in said if "WARNING" not in line][-1:]  # every kernel warns that it speaks TCP
         return f"its process ended unexpectedly {where}: {''.join(last) or 'killed without a word'}"
     kind, detail = outcome.problem["kind"], outcome.problem["detail"]
     if kind == "system":
@@ -166,10 +196,36 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def obtain(
+    jobs: list[Job], notify: Notify = lambda _: None, *, fresh: bool = False, say: Say = lambda slug, reasons: None
+) -> dict[str, Path]:
+    """Return a true result for every job: from the cache where every input is unchanged, else from a run.
+
+    Args:
+        jobs: one for each chapter.
+        notify: receives the progress of the runs, from several threads.
+        fresh: run all of them, whatever the cache holds.
+        say: receives for each chapter why it runs; no reason where it does not.
+
+    Returns:
+        The result folder of each chapter, by slug.
+
+    Raises:
+        CasebookError: the first failure; the other runs are ended.
+    """
+    found, waiting = {}, []
+    for job in jobs:
+        answer = cache.Miss(["a fresh run was asked for"]) if fresh else cache.lookup(job)
+        say(job.chapter.slug, answer.reasons if isinstance(answer, cache.Miss) else [])
+        if isinstance(answer, cache.Hit):
+            found[job.chapter.slug] = cache.serve(job, answer)
+        else:
+            waiting.append(job)
+    return found | (run_side_by_side(waiting, notify) if waiting else {})
+
+
 def run_side_by_side(jobs: list[Job], notify: Notify = lambda _: None) -> dict[str, Path]:
     """Run chapters on as many cores as there are, those that took longest last time first.
-
-    A cache of results belongs here: a job whose inputs are unchanged need not be submitted.
 
     Args:
         jobs: one for each chapter.
@@ -186,7 +242,7 @@ def run_side_by_side(jobs: list[Job], notify: Notify = lambda _: None) -> dict[s
         try:
             runs = {
                 pool.submit(run_chapter, job, notify, stop): job.chapter.slug
-                for job in sorted(jobs, key=_last_seconds, reverse=True)
+                for job in sorted(jobs, key=cache.last_seconds, reverse=True)
             }
             return _first_failure_or_all(runs)
         except BaseException:
@@ -198,13 +254,6 @@ def run_side_by_side(jobs: list[Job], notify: Notify = lambda _: None) -> dict[s
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _last_seconds(job: Job) -> float:
-    try:
-        return results.read_result(job.destination).provenance["seconds"]
-    except CasebookError:
-        return float("inf")  # never measured: may be the longest
 
 
 def _first_failure_or_all(runs: dict[Future, str]) -> dict[str, Path]:

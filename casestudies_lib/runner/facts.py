@@ -4,6 +4,8 @@ import platform
 import resource
 import sys
 
+from casestudies_lib.runner import cache_recorder
+
 
 class JsonDisplay:
     """A value that travels to the worker as JSON, as the display of an expression."""
@@ -19,9 +21,9 @@ class JsonDisplay:
 
 
 def facts() -> JsonDisplay:
-    """Return peak memory (MB), and torch's thread count and CPU capability where the notebook imported torch."""
+    """Return peak memory (MB), what was read, and torch's threads and CPU capability where torch was imported."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = {"peak_memory_mb": round(peak / (2**20 if platform.system() == "Darwin" else 2**10))}
     if torch := sys.modules.get("torch"):
         found |= {"torch_threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
-    return JsonDisplay(found)
+    return JsonDisplay(found | {"recorded": cache_recorder.finish()})

@@ -48,7 +48,7 @@ def read_parameters(notebook: dict, name: str) -> list[Parameter]:
         ChapterError: no parameters cell, more than one, or a line that is not of the documented form.
     """
     cells = [cell for cell in notebook["cells"] if "parameters" in tags_of(cell)]
-    if len(cells) != 1:
+    if len(cells) != 1 or cells[0]["cell_type"] != "code":
         raise ChapterError(
             f"{name} has {len(cells) or 'no'} parameters cell{'s' if len(cells) > 1 else ''}; "
             f"tag exactly one code cell 'parameters' and write in it lines such as: {_GRAMMAR}"
@@ -61,8 +61,9 @@ def parse_cell(source: str, name: str) -> list[Parameter]:
     try:
         statements = ast.parse(source).body
         comments = _comments(source)
-    except (SyntaxError, ValueError, tokenize.TokenError) as error:
-        raise ChapterError(f"{name}: parameters cell is not Python: {error}") from error
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        raise ChapterError(f"{name}: parameters cell is not Python: {reason}") from error
     declared = [_parse_line(statement, comments, name) for statement in statements]
     if len({statement.lineno for statement in statements}) < len(statements):
         raise ChapterError(f"{name}: parameters cell has two assignments on one line; write one a line")

@@ -47,7 +47,7 @@ def kill_run(run_id: str, root: int, *, spare: frozenset[int] = frozenset(), pat
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         found = {process.pid: process for process in (*_descendants(root), *marked(run_id))}
-        victims = [process for pid, process in found.items() if pid not in spare and _alive(process)]
+        victims = [process for pid, process in found.items() if pid not in spare and alive(process)]
         if not victims:
             return
         for process in victims:
@@ -55,7 +55,8 @@ def kill_run(run_id: str, root: int, *, spare: frozenset[int] = frozenset(), pat
         psutil.wait_procs(victims, timeout=0.2)
 
 
-def _alive(process: psutil.Process) -> bool:
+def alive(process: psutil.Process) -> bool:
+    """Return whether a process still runs; a zombie does not."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

@@ -7,7 +7,6 @@ other two and of every input. Nothing here reads the environment, so that no sec
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -20,7 +19,8 @@ from pathlib import Path
 
 import casestudies_lib
 from casestudies_lib import paths
-from casestudies_lib.runner.chapters import Chapter, read_notebook, source_of
+from casestudies_lib.runner.cache_key import canonical, changes, digest, everything, parts, states
+from casestudies_lib.runner.chapters import Chapter, read_notebook
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.parameters import Parameter, Value
 
@@ -41,91 +41,64 @@ class Result:
     provenance: dict
 
 
-def digest(content: bytes) -> str:
-    """Return the SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def run_folder(chapter: Chapter, changed: dict[str, Value]) -> Path:
     """Return where a run's result goes by default; other parameters never share the default run's folder."""
-    suffix = f"--{digest(_canonical(changed))[:10]}" if changed else ""
+    suffix = f"--{digest(canonical(changed))[:10]}" if changed else ""
     return paths.build() / "runs" / f"{chapter.slug}{suffix}"
-
-
-def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()
-
-
-def inputs(chapter: Chapter, notebook: dict, parameters: list[Parameter], values: dict[str, Value]) -> dict[str, str]:
-    """Return the SHA-256 of everything that a chapter's verdicts follow from, by the name that messages use.
-
-    These are the code cells (not the prose), the resolved parameters with the content of the files they name, the
-    chapter's report, the lock file, the data and every module of this package. A cache of results is keyed here: the
-    same inputs, the same result.
-    """
-    code = [source_of(cell) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    found = {"code cells": digest(_canonical(code)), "parameters": digest(_canonical(values))}
-    for parameter in parameters:
-        if parameter.unit == "path" and values[parameter.name]:
-            found[f"files of parameter {parameter.name}"] = _tree_digest(Path(str(values[parameter.name])))
-    library = Path(casestudies_lib.__file__).parent
-    for path in _modules(library):
-        found[f"casestudies_lib/{path.relative_to(library).as_posix()}"] = _file_digest(path)
-    return found | {name: _file_digest(path) for name, path in _data_files(chapter)}
-
-
-def _modules(library: Path) -> list[Path]:
-    return sorted(path for path in library.rglob("*.py") if "__pycache__" not in path.parts)
-
-
-def _data_files(chapter: Chapter) -> list[tuple[str, Path]]:
-    root = paths.root()
-    files = [path for path in sorted((root / "data").rglob("*")) if path.is_file() and path.parent != paths.reports()]
-    files += [path for path in (paths.reports() / f"{chapter.slug}.toml", root / "requirements.lock") if path.is_file()]
-    return [(path.relative_to(root).as_posix(), path) for path in files]
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _tree_digest(path: Path) -> str:
-    if path.is_file():
-        return _file_digest(path)
-    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
-    return digest(_canonical([(entry.relative_to(path).as_posix(), _file_digest(entry)) for entry in files]))
-
-
-def changes(recorded: dict[str, str], current: dict[str, str]) -> list[str]:
-    """Return in words what differs between the inputs of a run and those of now; empty where nothing does."""
-    words = []
-    for name in sorted(recorded.keys() | current.keys()):
-        if name not in current:
-            words.append(f"{name} is gone")
-        elif name not in recorded:
-            words.append(f"{name} is new")
-        elif recorded[name] != current[name]:
-            words.append(f"{name} changed")
-    return words
 
 
 @contextlib.contextmanager
 def scratch_folder(destination: Path) -> Iterator[Path]:
     """Lend a private folder inside the destination, hence on its filesystem, and remove it afterwards.
 
+    What a run left there that was killed with everything around it, or whose machine went down, is removed too.
+
     Raises:
         ResultError: the destination cannot be created or written, or its disk is full.
     """
     with writing(destination):
-        destination.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=destination))
+        scratch, in_use = _new_scratch(destination)
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: it holds a result
+        os.close(in_use)
+        with contextlib.suppress(OSError), locked(destination):  # not empty: it holds a result
             destination.rmdir()
+
+
+def _new_scratch(destination: Path) -> tuple[Path, int]:
+    """Return a new folder and the descriptor that marks it as in use."""
+    destination.mkdir(parents=True, exist_ok=True)
+    with locked(destination):
+        if not destination.exists():  # a run that ended just now took the empty folder away
+            return _new_scratch(destination)
+        _remove_abandoned(destination)
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=destination))
+        return scratch, _lock_without_waiting(scratch)
+
+
+def _remove_abandoned(destination: Path) -> None:
+    for folder in destination.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):  # in use by another run, or no folder
+            descriptor = _lock_without_waiting(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+
+def _lock_without_waiting(folder: Path) -> int:
+    """Return a descriptor that locks a folder for as long as it is open and this process lives.
+
+    Raises:
+        OSError: another process holds the lock.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextlib.contextmanager
@@ -167,7 +140,7 @@ def write_result(destination: Path, scratch: Path, notebook: bytes, verdicts: li
     with writing(destination):
         for name, content in contents.items():
             _write_through(scratch / name, content)
-        with _locked(destination):
+        with locked(destination):
             (destination / SEAL).unlink(missing_ok=True)
             for name in contents:  # the seal is the last of them
                 (scratch / name).replace(destination / name)
@@ -200,8 +173,8 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other casebooks from storing into the same folder meanwhile; the lock dies with its process."""
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other casebooks out of the same folder meanwhile; the lock dies with its process."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -240,11 +213,12 @@ def read_result(folder: Path) -> Result:
 def staleness(result: Result, chapter: Chapter, parameters: list[Parameter]) -> list[str]:
     """Return in words what changed since the result was made; empty where it is still true."""
     values = {p.name: result.provenance["parameters"].get(p.name, p.default) for p in parameters}
-    try:
-        current = inputs(chapter, read_notebook(chapter.path), parameters, values)
-    except OSError as error:
-        return [f"{error.filename} cannot be read"]
-    return changes(result.provenance["inputs"], current)
+    recorded = result.provenance["inputs"]
+    declared = parts(chapter.slug, read_notebook(chapter.path), parameters, values)
+    # What could not be followed may hang on any module and any data file, new ones included.
+    read = everything() if result.provenance.get("not_cached") else {}
+    other = [name for name in recorded if name not in declared and name not in read]
+    return changes(recorded, states(other) | read | declared)
 
 
 def machine() -> dict:

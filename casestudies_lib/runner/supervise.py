@@ -15,14 +15,11 @@ from pathlib import Path
 
 import casestudies_lib
 from casestudies_lib import paths
+from casestudies_lib.runner.environment import kernel_threads
 from casestudies_lib.runner.processes import MARKER, kill_run
 
 _END_PATIENCE = 3.5  # seconds for guard, worker and kernel to end; nothing of a run may live 5 s longer than its parent
 _TICK = 0.2
-_ONE_THREAD = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-    "BLIS_NUM_THREADS",
-)  # fmt: skip
 
 
 @dataclass
@@ -47,7 +44,7 @@ def environment(run_id: str, scratch: Path) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [library, inherited.get("PYTHONPATH")]))
     return {
         **inherited,
-        **dict.fromkeys(_ONE_THREAD, "1"),
+        **kernel_threads(),
         MARKER: run_id,
         "PYTHONPATH": path,
         "CASEBOOK_ROOT": str(paths.root().absolute()),

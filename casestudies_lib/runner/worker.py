@@ -28,7 +28,9 @@ from papermill.execute import remove_error_markers
 from casestudies_lib.runner.worker_files import EXECUTED, SOURCE
 
 OUTPUT_LIMIT = 16 * 2**20  # characters a run may print or show; a chapter stores at most 1 MB
+_LINE = 12  # characters around an entry of a list: a notebook file gives each a line, indented
 SAVE_EVERY = 5.0  # seconds between copies of the unfinished notebook
+_RECORD = "__import__('casestudies_lib.runner.cache_recorder', fromlist=['start']).start({})"
 _FACTS = "__import__('casestudies_lib.runner.facts', fromlist=['facts']).facts()"
 
 
@@ -43,6 +45,7 @@ class Session:
     events: int
     folder: Path
     cell_limit: float
+    root: str
     notebook: nbformat.NotebookNode | None = None
     facts: dict = field(default_factory=dict)
     shown: int = 0
@@ -70,6 +73,7 @@ class _Client(PapermillNotebookClient):
 
     def papermill_execute_cells(self) -> None:
         try:
+            self._start_recording()
             super().papermill_execute_cells()
             self._ask_facts()
         except BaseException:
@@ -93,14 +97,17 @@ class _Client(PapermillNotebookClient):
         return result
 
     def process_message(self, message, *arguments, **options):
-        content = message["content"]
-        self.session.shown += len(content.get("text", "")) + sum(
-            len(data) for data in content.get("data", {}).values() if isinstance(data, str)
-        )
+        self.session.shown += _characters(message["content"])
         if self.session.shown > OUTPUT_LIMIT:
             self._kill_kernel()  # an exception would be lost: nbclient reads messages in a task of its own
             return None
         return super().process_message(message, *arguments, **options)
+
+    def _start_recording(self) -> None:
+        """Have the kernel record what it reads, without a trace in the notebook; without a record nothing is cached."""
+        with contextlib.suppress(Exception):
+            arguments = f"{self.session.root!r}, {[str(self.session.folder)]!r}"
+            self.wait_for_reply(self.kc.execute(_RECORD.format(arguments), silent=True, store_history=False))
 
     def _ask_facts(self) -> None:
         """Ask the kernel what only it knows (torch's view of the CPU), without a trace in the notebook."""
@@ -108,6 +115,17 @@ class _Client(PapermillNotebookClient):
             request = self.kc.execute("", silent=True, user_expressions={"facts": _FACTS})
             answer = self.wait_for_reply(request)["content"]["user_expressions"]["facts"]
             self.session.facts = json.loads(answer["data"]["application/json"])
+
+
+def _characters(value: object) -> int:
+    """Return about how many characters a message adds to the notebook file, whatever its kind: errors and JSON too."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(key) + _characters(entry) for key, entry in value.items())
+    if isinstance(value, list):
+        return sum(_LINE + _characters(entry) for entry in value)
+    return 4
 
 
 def _engine(session: Session) -> type[Engine]:
@@ -172,7 +190,7 @@ def main(job_file: str) -> int:
     os.chdir(folder)  # papermill takes braces in a path for its own templates, so it gets names only
     problem = None
     with _private_events() as events:
-        session = Session(events, folder, job["cell_limit"])
+        session = Session(events, folder, job["cell_limit"], job["root"])
         try:
             _run(job, session)
         except PapermillExecutionError:

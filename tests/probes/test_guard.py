@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from casestudies_lib.probes import idle_parameters
+from casestudies_lib.probes import ablation_diff, causality, gates, idle_parameters
 from casestudies_lib.probes.guard import left_as_found
 
 
@@ -111,6 +111,35 @@ def test_nothing_changes_also_when_the_forward_pass_breaks(seed, breaks, trained
     else:
         shuffled = (batch[torch.randperm(len(batch))] for _ in range(5))
         idle_parameters(module, messy_loss, batch, optimiser, further_batches=shuffled)
+    after = snapshot(module, optimiser)
+    assert {key for key in before if before[key] != after[key]} == set()
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda module, optimiser, batch: gates(module, messy_loss, batch, names="head.bias", optimiser=optimiser),
+        lambda module, optimiser, batch: causality(
+            module, batch, call=lambda m, tokens: (m(tokens), tokens)[1], position_axis=0, batch_axis=None
+        ),
+        lambda module, optimiser, batch: ablation_diff(module, module, inputs=batch, expected=[]),
+        lambda module, optimiser, batch: ablation_diff(copy.deepcopy(module), module, inputs=batch),
+    ],
+)
+def test_probes_that_work_on_copies_leave_the_original_alone(ask, breaks):
+    module = Messy()
+    optimiser = torch.optim.Adam(module.parameters(), weight_decay=0.1)
+    batch = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    (module.head(module.body(batch)).mean() + 0 * module.idle(module.body(batch)).mean()).backward()
+    optimiser.step()
+    before = snapshot(module, optimiser)
+    module.breaks = breaks
+    if breaks:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            ask(module, optimiser, batch)
+    else:
+        ask(module, optimiser, batch)
     after = snapshot(module, optimiser)
     assert {key for key in before if before[key] != after[key]} == set()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import nbformat
 import psutil
 import pytest
 
+from casestudies_lib.runner import results
+
+RESULT_FILES = {results.NOTEBOOK, results.VERDICTS, results.SEAL}
 PARAMETERS = """\
 seed = 0  # first seed [seed: 0 to 1000]
 n_seeds = 6  # paired seeds for every effect [seeds: 5 to 64]
@@ -121,6 +125,43 @@ class Book:
             survivor.kill()
         for process in self.started:
             process.communicate()
+
+    def messages(self, stderr: str) -> str:
+        """Return what standard error says beside progress."""
+        return "\n".join(line for line in stderr.splitlines() if not re.match(r"\w+: \d+/\d+ cells, ", line))
+
+    def stored_in(self, folder: Path) -> dict[str, bytes]:
+        """Return the files of a result, as far as they are there."""
+        return {name: (folder / name).read_bytes() for name in RESULT_FILES if (folder / name).exists()}
+
+    def spared(self, folder: Path, earlier: dict[str, bytes]) -> str:
+        """Check that an earlier result is as it was; returns the statement for the table of faults."""
+        assert earlier.keys() == RESULT_FILES
+        assert self.stored_in(folder) == earlier
+        return "the earlier result is unchanged, byte for byte"
+
+    def nothing_stored(self, folder: Path) -> str:
+        """Check that there is no result, and nothing half-written; returns the statement for the table of faults."""
+        left = [path for path in folder.rglob("*") if not path.is_dir() or path.name.startswith(".")]
+        assert [path.name for path in left if path.name != results.FAILED] == []
+        return "no result, nothing half-written"
+
+    def one_whole_result(self, folder: Path) -> str:
+        """Check that a folder holds one result whose seal fits; returns the statement for the table of faults."""
+        assert {path.name for path in folder.iterdir()} == RESULT_FILES
+        assert len(results.read_result(folder).verdicts) == 2
+        return "one whole result, its seal fits"
+
+    def all_ended(self, seconds: float = 0.0) -> str:
+        """Check that no process of this book is alive after that time; returns the statement for the table."""
+        assert [survivor.cmdline() for survivor in self.wait_until_alone(seconds)] == []
+        return f"no process left after {seconds:g} s" if seconds else "no process left"
+
+    def runs_again(self, *arguments: str) -> str:
+        """Check that the same command now succeeds; returns the statement for the table of faults."""
+        done = self.casebook(*arguments)
+        assert done.returncode == 0, done.stderr
+        return "the cause gone, the same command succeeds"
 
     def survivors(self) -> list[psutil.Process]:
         """Return the living processes that descend from a `casebook` of this book."""

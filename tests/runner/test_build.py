@@ -1,6 +1,7 @@
 """`build` runs every chapter and publishes, or says which chapter to mend; `check` compares what is stored."""
 
 import json
+import shutil
 import sys
 import time
 import types
@@ -67,8 +68,21 @@ def test_a_failing_chapter_stops_the_others_and_the_old_site_does_not_pose_as_ne
     assert published.calls == []
     assert not old_site.exists()
     assert (book.root / "_build" / "html.previous" / "index.html").read_text() == "old"
-    assert "html.previous" in said[0]
+    assert "html.previous" in said[-1]
     assert book.survivors() == []
+
+
+def test_a_failing_build_leaves_the_site_that_another_build_finished_meanwhile(book, published, old_site, monkeypatch):
+    def other_build_finishes_first(*_arguments, **_options):
+        shutil.rmtree(old_site.parent)
+        old_site.parent.mkdir()
+        old_site.write_text("of the other build")
+        raise Failure("a chapter failed")
+
+    monkeypatch.setattr(build, "run_side_by_side", other_build_finishes_first)
+    with pytest.raises(Failure, match="a chapter failed"):
+        run_build(book, [])
+    assert old_site.read_text() == "of the other build"
 
 
 def test_a_publisher_that_fails_is_one_line(book, published, old_site, monkeypatch):
@@ -76,7 +90,7 @@ def test_a_publisher_that_fails_is_one_line(book, published, old_site, monkeypat
         raise PublishError("a reference is broken")
 
     published.module.publish = refuse
-    monkeypatch.setattr(build, "run_side_by_side", lambda jobs, notify: {})
+    monkeypatch.setattr(build, "obtain", lambda jobs, notify, **options: {})
     with pytest.raises(Failure, match="the site could not be made: a reference is broken"):
         run_build(book, [])
     assert not old_site.exists()

@@ -9,6 +9,7 @@ import pytest
 
 import casestudies_lib
 from casestudies_lib.runner import results
+from casestudies_lib.runner.cache_key import changes, parts
 from casestudies_lib.runner.chapters import find_chapter, read_notebook
 from casestudies_lib.runner.parameters import read_parameters
 from casestudies_lib.runner.results import ResultError, read_result, write_result
@@ -108,6 +109,13 @@ def test_a_number_that_json_cannot_hold_spares_the_old_result(folder):
     assert read_result(folder).verdicts == OLD[1]
 
 
+def test_scratch_that_a_killed_run_left_behind_goes_with_the_next_run_and_scratch_in_use_stays(folder):
+    (folder / ".casebook-abandoned").mkdir()
+    with results.scratch_folder(folder) as first, results.scratch_folder(folder) as second:
+        assert sorted(folder.glob(".casebook-*")) == sorted([first, second])
+    assert not list(folder.glob(".casebook-*"))
+
+
 def test_an_empty_folder_does_not_stay_behind(tmp_path):
     with results.scratch_folder(tmp_path / "out"):
         pass
@@ -162,7 +170,7 @@ EDITS = {
     "another report": (lambda b: append(b, "data/reports/other.toml"), []),
     "lock": (lambda b: append(b, "requirements.lock"), ["requirements.lock changed"]),
     "no lock": (lambda b: (b.root / "requirements.lock").unlink(), ["requirements.lock is gone"]),
-    "data": (lambda b: append(b, "data/evidence/a.csv"), ["data/evidence/a.csv is new"]),
+    "data that it does not read": (lambda b: append(b, "data/evidence/a.csv"), []),
 }
 
 
@@ -174,14 +182,22 @@ def test_staleness_names_exactly_what_changed(ran, edit):
     assert changes_of(ran) == expected
 
 
-def test_any_edited_module_of_the_library_makes_a_result_stale(ran, tmp_path, monkeypatch):
+def test_an_edited_module_makes_a_result_stale_when_the_run_depends_on_it(ran, tmp_path, monkeypatch):
     library = tmp_path / "casestudies_lib"
     shutil.copytree(Path(casestudies_lib.__file__).parent, library)
     monkeypatch.setattr(casestudies_lib, "__file__", str(library / "__init__.py"))
     assert changes_of(ran) == []
-    (library / "paths.py").write_text((library / "paths.py").read_text() + "\n")
-    (library / "runner" / "extra.py").write_text("")
-    assert changes_of(ran) == ["casestudies_lib/paths.py changed", "casestudies_lib/runner/extra.py is new"]
+    for name in ("paths.py", "runner/worker.py", "runner/facts.py"):
+        (library / name).write_text((library / name).read_text() + "\n")
+    assert changes_of(ran) == [f"casestudies_lib/runner/{name} changed" for name in ("facts.py", "worker.py")]
+
+
+def test_a_run_that_could_not_be_followed_is_stale_after_any_edit_of_modules_or_data(book):
+    book.write_chapter("tiny", ("import os; os.system('true')",))
+    assert book.casebook("run", "tiny").returncode == 0
+    assert changes_of(book) == []
+    append(book, "data/evidence/a.csv")
+    assert changes_of(book) == ["data/evidence/a.csv is new"]
 
 
 def test_the_content_behind_a_path_parameter_is_an_input(book, tmp_path):
@@ -191,10 +207,10 @@ def test_the_content_behind_a_path_parameter_is_an_input(book, tmp_path):
     values = {p.name: p.default for p in parameters} | {"records": str(tmp_path / "records")}
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "a.csv").write_text("1")
-    before = results.inputs(chapter, notebook, parameters, values)
+    before = parts("tiny", notebook, parameters, values)
     (tmp_path / "records" / "a.csv").write_text("2")
-    after = results.inputs(chapter, notebook, parameters, values)
-    assert results.changes(before, after) == ["files of parameter records changed"]
+    after = parts("tiny", notebook, parameters, values)
+    assert changes(before, after) == ["files of parameter records changed"]
 
 
 def test_a_stale_run_is_said_and_the_stored_outputs_are_shown_instead(ran):

@@ -13,6 +13,7 @@ import pytest
 
 from casestudies_lib.runner import results
 
+fault = pytest.mark.fault
 RESULT_FILES = {"notebook.ipynb", "verdicts.json", "provenance.json"}
 
 
@@ -126,17 +127,19 @@ def test_a_wrong_command_is_one_line_before_any_kernel_starts(book, arguments, s
     assert time.monotonic() - begun < 20
 
 
-BROKEN = {
-    "no parameters cell": (lambda b: b.write_chapter("tiny", parameters=None), "1_tiny.ipynb has no parameters cell"),
-    "invalid JSON": (lambda b: (b.root / "notebooks/1_tiny.ipynb").write_text("{"), "1_tiny.ipynb is not valid JSON"),
-    "malformed TOML": (lambda b: (b.root / "data/reports/tiny.toml").write_text("x ="), "tiny.toml is not valid TOML"),
-    "no report": (lambda b: (b.root / "data/reports/tiny.toml").unlink(), "no report file tiny.toml"),
-}
+BROKEN = [
+    pytest.param(
+        lambda book: book.write_chapter("tiny", parameters=None), "1_tiny.ipynb has no parameters cell", id="parameters"
+    ),
+    pytest.param(
+        lambda book: (book.root / "data/reports/tiny.toml").write_text("x ="), "tiny.toml is not valid TOML", id="TOML"
+    ),
+    pytest.param(lambda book: (book.root / "data/reports/tiny.toml").unlink(), "no report file tiny.toml", id="report"),
+]
 
 
-@pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_chapter_is_one_line_before_any_kernel_starts(book, fault):
-    damage, says = BROKEN[fault]
+@pytest.mark.parametrize(("damage", "says"), BROKEN)
+def test_a_broken_chapter_is_one_line_before_any_kernel_starts(book, damage, says):
     damage(book)
     done = book.casebook("run", "tiny")
     assert done.returncode == 2
@@ -144,27 +147,64 @@ def test_a_broken_chapter_is_one_line_before_any_kernel_starts(book, fault):
     assert not book.runs.exists()
 
 
-CHATTY = "import time\nwhile True: print('x' * 10**6); time.sleep(0.1)"
+@fault("A notebook is not valid JSON")
+def test_a_notebook_that_is_no_json_is_one_line_before_any_kernel_starts(ran, observed):
+    earlier = ran.stored_in(ran.runs / "tiny")
+    path = ran.root / "notebooks" / "1_tiny.ipynb"
+    whole = path.read_text()
+    path.write_text('{"cells": [')
+    done = ran.casebook("run", "tiny")
+    assert "1_tiny.ipynb is not valid JSON" in only_line(done)
+    assert "cells, " not in done.stderr
+    shown = ran.casebook("verdicts", "--json")
+    assert (shown.returncode, json.loads(shown.stdout)) == (1, [])
+    path.write_text(whole)
+    proof = [
+        ran.spared(ran.runs / "tiny", earlier),
+        "no kernel was started",
+        "`casebook verdicts` shows none of this chapter",
+    ]
+    observed(only_line(done), done.returncode, proof, {ran.root: "BOOK"})
+
+
 STUBBORN = 'import re; re.match(r"(a+)+$", "a" * 64 + "b")'  # holds the interpreter lock for ever
-FAILING = {
-    "an error": ("1 / 0", [], "code cell 2 (`1 / 0`) raised ZeroDivisionError: division by zero"),
-    "a clean exit": ("import sys; sys.exit(0)", [], "code cell 2 (`import sys; sys.exit(0)`) raised SystemExit: 0"),
-    "a killed kernel": ("import os; os.kill(os.getpid(), 9)", [], "the kernel died in code cell 2 (`import os;"),
-    "an endless cell": (STUBBORN, ["--time-limit", "8"], "time limit of 8 s reached in code cell 2 (`import re;"),
-    "a slow cell": ("import time; time.sleep(600)", ["--cell-limit", "1"], "cell limit of 1 s reached in code cell 2"),
-    "too much output": (
-        CHATTY,
-        [],
-        "too much output in code cell 2",
+FAILING = [
+    pytest.param(
+        "1 / 0", [], "code cell 2 (`1 / 0`) raised ZeroDivisionError: division by zero",
+        marks=fault("A cell raises an error"), id="an error",
     ),
-}
+    pytest.param(
+        "import sys; sys.exit(0)", [], "code cell 2 (`import sys; sys.exit(0)`) raised SystemExit: 0",
+        marks=fault("A cell calls sys.exit(0)"), id="a clean exit",
+    ),
+    pytest.param(
+        "import os; os.kill(os.getpid(), 9)", [], "the kernel died in code cell 2 (`import os;",
+        marks=fault("A cell's kernel is killed (SIGKILL)"), id="a killed kernel",
+    ),
+    pytest.param(
+        STUBBORN, ["--time-limit", "8"], "time limit of 8 s reached in code cell 2 (`import re;",
+        marks=fault("A cell never ends and holds the interpreter lock"), id="an endless cell",
+    ),
+    pytest.param(
+        "import time; time.sleep(600)", ["--cell-limit", "1"], "cell limit of 1 s reached in code cell 2",
+        marks=fault("A cell never ends"), id="a slow cell",
+    ),
+    pytest.param(
+        "for _ in range(100): print('x' * 10**6)", [], "too much output in code cell 2",
+        marks=fault("A cell prints 100 MB"), id="too much output",
+    ),
+    pytest.param("raise ValueError('x' * 2**24)", [], "too much output in code cell 2", id="a long error"),
+    pytest.param("display({'application/json': ['x'] * 2**21}, raw=True)", [], "too much output", id="long JSON"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAILING)
-def test_a_failed_run_names_the_cell_keeps_its_notebook_and_spares_the_earlier_result(ran, fault):
-    cell, options, says = FAILING[fault]
+@pytest.mark.parametrize(("cell", "options", "says"), FAILING)
+def test_a_failed_run_names_the_cell_keeps_its_notebook_and_spares_the_earlier_result(
+    ran, request, cell, options, says
+):
     ran.write_chapter("tiny", (cell, "'never reached'"))
-    earlier = {name: (ran.runs / "tiny" / name).read_bytes() for name in RESULT_FILES}
+    folder = ran.runs / "tiny"
+    earlier = ran.stored_in(folder)
     begun = time.monotonic()
     done = ran.casebook("run", "tiny", *options)
     assert time.monotonic() - begun < 30
@@ -172,13 +212,14 @@ def test_a_failed_run_names_the_cell_keeps_its_notebook_and_spares_the_earlier_r
     line = only_line(done)
     assert says in line
     assert f"rerun with: casebook run tiny{' ' * bool(options)}{' '.join(options)}" in line
-    partial = ran.runs / "tiny" / "notebook.failed.ipynb"
+    partial = folder / "notebook.failed.ipynb"
     assert f"partial notebook: {partial}" in line
     cells = nbformat.read(partial, 4).cells
     assert (cells[1].execution_count, cells[-1].execution_count) == (1, None)
-    assert files_in(ran.runs / "tiny") == RESULT_FILES | {"notebook.failed.ipynb"}
-    assert {name: (ran.runs / "tiny" / name).read_bytes() for name in RESULT_FILES} == earlier
-    assert ran.survivors() == []
+    assert files_in(folder) == RESULT_FILES | {"notebook.failed.ipynb"}
+    proof = [ran.spared(folder, earlier), "the notebook is kept as far as it came", ran.all_ended()]
+    if request.node.get_closest_marker("fault"):
+        request.getfixturevalue("observed")(line, done.returncode, proof, {ran.root: "BOOK"})
 
 
 def test_a_run_without_all_its_verdicts_is_a_failure(book):
@@ -211,41 +252,53 @@ def test_an_output_folder_below_a_file_is_refused(book):
 def mounted(folder: Path, options: str):
     """Mount a small filesystem of its own, which root is held to like everybody else."""
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this user may not mount a filesystem: {done.stderr.strip()}")
+    # A user who may call sudo without a password, as on many CI machines, mounts through it.
+    become_root = [] if os.getuid() == 0 else ["sudo", "-n"]
+    command = [*become_root, "mount", "-t", "tmpfs", "-o", f"{options},uid={os.getuid()}", "tmpfs", folder]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+        refused = done.stderr.strip() if done.returncode else ""
+    except FileNotFoundError as error:
+        refused = str(error)
+    if refused:
+        pytest.skip(f"this user may not mount a filesystem: {refused}")
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "-l", folder], check=True)
+        subprocess.run([*become_root, "umount", "-l", folder], check=True)
 
 
-def test_a_read_only_output_folder_is_refused_before_any_kernel_starts(book, tmp_path):
+@fault("The output folder is read-only")
+def test_a_read_only_output_folder_is_refused_before_any_kernel_starts(book, tmp_path, observed):
     with mounted(tmp_path / "ro", "size=1m,ro") as folder:
         done = book.casebook("run", "tiny", "--out", folder / "out")
-        assert done.returncode == 1
         assert "Read-only file system" in only_line(done)
         assert "cells, " not in done.stderr
+        proof = [book.nothing_stored(folder), "no kernel was started", book.all_ended()]
+        observed(only_line(done), done.returncode, proof, {folder: "DISK"})
 
 
-def test_a_disk_that_is_full_from_the_start_is_one_line(book, tmp_path):
+@fault("The disk is full from the start")
+def test_a_disk_that_is_full_from_the_start_is_one_line(book, tmp_path, observed):
     with mounted(tmp_path / "small", "size=64k") as folder:
         with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
             while True:
                 file.write(b"x" * 4096)
         done = book.casebook("run", "tiny", "--out", folder / "out")
-        assert done.returncode == 1
         assert re.search("the disk of .* is full; nothing was stored", only_line(done))
         assert files_in(folder) == {"filler"}
+        (folder / "filler").unlink()
+        observed(only_line(done), done.returncode, [book.nothing_stored(folder), book.all_ended()], {folder: "DISK"})
 
 
-def test_a_disk_that_fills_while_the_notebook_is_saved_leaves_nothing_half_written(book, tmp_path):
+@fault("The disk fills while a chapter runs")
+def test_a_disk_that_fills_while_the_notebook_is_saved_leaves_nothing_half_written(book, tmp_path, observed):
     book.write_chapter("tiny", ("print('x' * 10**6)",))
     with mounted(tmp_path / "small", "size=900k") as folder:
         done = book.casebook("run", "tiny", "--out", folder / "out")
-        assert done.returncode == 1
         assert "is full; nothing was stored: make room, or choose another folder with --out" in only_line(done)
         assert files_in(folder) == set()
+        observed(only_line(done), done.returncode, [book.nothing_stored(folder), book.all_ended()], {folder: "DISK"})
 
 
 def test_a_disk_with_room_takes_the_same_run(book, tmp_path):
@@ -256,13 +309,16 @@ def test_a_disk_with_room_takes_the_same_run(book, tmp_path):
         assert files_in(folder / "out") == RESULT_FILES
 
 
-def test_two_runs_into_one_folder_at_once_leave_one_whole_result_and_no_trace_of_an_earlier_failure(book):
+@fault("Two runs of one chapter at once")
+def test_two_runs_into_one_folder_at_once_leave_one_whole_result_and_no_trace_of_an_earlier_failure(book, observed):
     (book.runs / "tiny").mkdir(parents=True)
     (book.runs / "tiny" / "notebook.failed.ipynb").write_text("{}")
     started = [book.start("run", "tiny") for _ in range(2)]
-    assert [process.wait(60) for process in started] == [0, 0], [process.stderr.read() for process in started]
-    assert files_in(book.runs / "tiny") == RESULT_FILES
-    assert len(results.read_result(book.runs / "tiny").verdicts) == 2
+    statuses, said = [process.wait(60) for process in started], [process.stderr.read() for process in started]
+    assert statuses == [0, 0], said
+    lines = {re.sub(r"\([0-9.]+ s\)", "(S s)", book.messages(text)) for text in said}
+    proof = [book.one_whole_result(book.runs / "tiny"), "both runs succeed", book.all_ended()]
+    observed("\n".join(lines), max(statuses), proof, {book.root: "BOOK"})
 
 
 def test_the_message_for_a_full_disk_belongs_to_that_error_only():

@@ -1,5 +1,6 @@
 """A small casebook with results of its own, in a folder whose path contains a space, and a browser for its site."""
 
+import base64
 import functools
 import http.server
 import json
@@ -11,12 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from nbformat import v4
 
-from casestudies_lib.claims import VERDICTS_MIME
+from casestudies_lib.claims import SYMBOLS, VERDICTS_MIME, Table
+from casestudies_lib.figures import Shown
 from casestudies_lib.runner import results
+from casestudies_lib.runner.cache_key import parts
+from casestudies_lib.runner.chapters import find_chapter, read_notebook
+from casestudies_lib.runner.parameters import read_parameters
 from casestudies_lib.runner.publish import MARKER, publish
 
 REAL_ROOT = Path(__file__).resolve().parents[2]
@@ -34,10 +40,18 @@ EVIDENCE = {
     '<p class="casebook-verdict refuted">P2 ✗ refuted</p>',
     VERDICTS_MIME: [{"id": "P1"}],
 }
+PARAMETERS = "seed = 0  # first seed [seed: 0 to 100]\nn_seeds = 2  # paired seeds [seeds: 2 to 64]"
+LESSONS = """
+[[lessons]]
+title = "A test that cannot fail"
+text = "It says nothing."
+ask = "What if it were false?"
+exhibits = [{ chapter = "plain_case", claim = "P1", shows = "A `gap` of nothing." }]
+"""
 LOSS = r"$$\mathcal{L} = \lambda\,\ell_1 + (1-\lambda)\,\ell_2$$"
 PROVENANCE = {
     "started": "2026-11-20T20:00:00+00:00", "seconds": 83.4, "torch": "2.13.0", "python": "3.11.4",
-    "platform": "Linux x86_64", "threads": 1, "inputs": {}, "parameters": {},
+    "platform": "Linux x86_64", "threads": 1, "parameters": {},
 }  # fmt: skip
 
 
@@ -72,18 +86,21 @@ def notebook(title: str, letter: str) -> nbformat.NotebookNode:
     cells = [
         v4.new_markdown_cell(
             f"# {title}\n\nThe report in our words, with $\\lambda = 1$ inline, from `{'a/long/path/' * 9}`."
-        )
+        ),
+        v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}, execution_count=1),
     ]
+    cells.append(v4.new_markdown_cell("## Place your bets"))
+    cells.append(shown_cell("case.bets()", bets_table(letter)))
     for number in range(1, 6):
         text = f"({letter.lower()}{number})=\n## {letter}{number}: a trial\n\n{LOSS}\n"
         output = v4.new_output("stream", name="stdout", text=f"counted {number}\n")
         cells += [v4.new_markdown_cell(text), v4.new_code_cell(wide, execution_count=number, outputs=[output])]
     table = v4.new_output("display_data", data=EVIDENCE)
     cells.append(v4.new_code_cell("case.evidence()", execution_count=7, outputs=[table]))
-    picture = v4.new_output("display_data", data={"image/png": PICTURE, "text/plain": "<Figure>"})
-    cells.append(v4.new_code_cell("figure", execution_count=6, outputs=[picture]))
-    cells[-1].metadata["mystnb"] = {"image": {"alt": "The fault in orange stays above the fix in blue"}}
-    cells.append(v4.new_markdown_cell(":::{admonition} Solution\n:class: dropdown\nIt stays at zero.\n:::"))
+    figure = Shown("The fault in orange stays above the fix in blue", base64.b64decode(PICTURE))
+    cells += [v4.new_markdown_cell("## The symptom"), shown_cell("figures.show(area)", figure)]
+    cells += [v4.new_markdown_cell("## Verdicts"), shown_cell("case.table()", verdict_table(letter))]
+    cells += [v4.new_markdown_cell("## Exercises"), *exercise_cells()]
     return v4.new_notebook(
         cells=cells,
         metadata={
@@ -93,6 +110,50 @@ def notebook(title: str, letter: str) -> nbformat.NotebookNode:
     )
 
 
+def shown_cell(source: str, value: object) -> nbformat.NotebookNode:
+    """Return a code cell whose output is what the value shows in a notebook."""
+    data = {"text/plain": repr(value), "text/html": value._repr_html_()}
+    return v4.new_code_cell(source, execution_count=1, outputs=[v4.new_output("display_data", data=data)])
+
+
+def bets_table(letter: str) -> Table:
+    """Return the table of claims before any result, as a case shows it."""
+    rows = [(f"{letter}{number}", "effect", "it holds", "a difference") for number in range(1, 6)]
+    return Table("Place your bets", ("claim", "kind", "the report says that", "what is measured"), rows)
+
+
+def verdict_table(letter: str) -> Table:
+    """Return the table of verdicts, as a case shows it."""
+    rows = [(f"{letter}{i}", f"{SYMBOLS[v]} {v}", "effect", "it holds", "a rule") for i, v in enumerate(VERDICTS, 1)]
+    return Table("Verdicts", ("claim", "verdict", "kind", "the report says that", "rule"), rows)
+
+
+def exercise_cells() -> list[nbformat.NotebookNode]:
+    """Return one exercise in the form that every chapter keeps."""
+    wrong = ":::{dropdown} A wrong answer to expect\n**41.** It is near.\n:::"
+    said = [v4.new_output("execute_result", data={"text/plain": text}) for text in ("False", "True")]
+    stub, solution = ["exercise-stub", "nbval-check-output"], ["exercise-solution", "hide-cell", "nbval-check-output"]
+    return [
+        v4.new_markdown_cell(f"**1 · Predict.** What is the answer?\n\n{wrong}"),
+        v4.new_code_cell("def check_1(answer):\n    return answer == 6 * 7", metadata={"tags": ["exercise-check"]}),
+        v4.new_code_cell("answer_1 = None\ncheck_1(answer_1)", metadata={"tags": stub}, outputs=said[:1]),
+        v4.new_code_cell("answer_1 = 42\ncheck_1(answer_1)", metadata={"tags": solution}, outputs=said[1:]),
+    ]
+
+
+def evidence_of_a_sweep() -> pd.DataFrame:
+    """Return the verdicts of two claims over two parameters and two seeds."""
+    rows = [
+        {
+            "claim": claim, "verdict": "upheld" if epochs > 5 else "inconclusive", "value": 0.1 * epochs + 0.01 * seed,
+            "low": 0.1 * epochs - 0.1, "high": 0.1 * epochs + 0.1, "param_seed": seed, "param_epochs": epochs,
+            "param_router": router,
+        }
+        for claim in ("P1", "P2") for epochs in (5, 10, 20) for router in ("hard", "soft") for seed in (0, 8)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def add_chapter(root: Path, number: int, slug: str, title: str, says: str, letter: str) -> Path:
     """Add report, notebook and a sealed result; returns the result folder."""
     (root / "data" / "reports" / f"{slug}.toml").write_text(report_text(slug, title, letter, says), encoding="utf-8")
@@ -100,8 +161,17 @@ def add_chapter(root: Path, number: int, slug: str, title: str, says: str, lette
     (root / "notebooks" / f"{number}_{slug}.ipynb").write_bytes(content)
     records = [record(slug, f"{letter}{i}", verdict, says) for i, verdict in enumerate(VERDICTS, start=1)]
     folder = root / "_build" / "runs" / slug
+    seal = PROVENANCE | {"chapter": slug, "inputs": inputs_of(slug)}
     with results.scratch_folder(folder) as scratch:
-        return results.write_result(folder, scratch, content, records, PROVENANCE | {"chapter": slug})
+        return results.write_result(folder, scratch, content, records, seal)
+
+
+def inputs_of(slug: str) -> dict[str, str]:
+    """Return what the chapter's verdicts follow from, as a run at this moment would record it."""
+    chapter = find_chapter(slug)
+    content = read_notebook(chapter.path)
+    parameters = read_parameters(content, chapter.path.name)
+    return parts(slug, content, parameters, {entry.name: entry.default for entry in parameters})
 
 
 def write_contents(root: Path, names: list[str]) -> None:
@@ -131,8 +201,12 @@ class SmallCasebook:
 def build_casebook(root: Path) -> SmallCasebook:
     """Lay out the real book's pages, one plain chapter and one whose texts are hostile."""
     shutil.copytree(REAL_ROOT / "book", root / "book")
-    for folder in ("data/reports", "notebooks"):
+    for folder in ("data/reports", "data/evidence", "notebooks"):
         (root / folder).mkdir(parents=True)
+    shutil.copyfile(REAL_ROOT / "data" / "faults.json", root / "data" / "faults.json")
+    (root / "book" / "lessons.toml").write_text(LESSONS, encoding="utf-8")
+    evidence_of_a_sweep().to_parquet(root / "data" / "evidence" / "plain_case.parquet")
+    (root / "data" / "evidence" / "plain_case.json").write_text('{"commit": "abc", "rows": 24}', encoding="utf-8")
     found = {
         "plain_case": add_chapter(root, 1, "plain_case", "A plain case", "the gap is real when `λ = 1`", "P"),
         "hostile_case": add_chapter(root, 2, "hostile_case", HOSTILE, HOSTILE, "H"),

@@ -1,0 +1,112 @@
+"""A chapter's committed sweep as the explorer needs it: one row a run and claim, and the values of each parameter."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from casestudies_lib import paths
+from casestudies_lib.claims import Region, Report
+from casestudies_lib.runner.errors import Failure
+
+_PREFIX = "param_"
+_NEEDED = ("claim", "verdict", "value", "low", "high")
+_NOT_SWEPT = ("seed", "n_seeds")
+
+
+class SweepError(Failure):
+    """The evidence of a sweep cannot be shown; the message names file and column."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found: rows of claim, verdict, value, low, high, seed and one index for each parameter."""
+
+    slug: str
+    parameters: dict[str, list[str]]
+    rows: list[dict]
+
+
+def evidence_files(slug: str) -> tuple[Path, Path]:
+    """Return where a chapter's evidence lies: table and provenance."""
+    folder = paths.root() / "data" / "evidence"
+    return folder / f"{slug}.parquet", folder / f"{slug}.json"
+
+
+def read_sweep(report: Report) -> Sweep | None:
+    """Return the committed sweep of a chapter, or None where there is none.
+
+    Raises:
+        SweepError: the file cannot be read, lacks a column, or names a claim that the report does not hold.
+    """
+    table, _ = evidence_files(report.slug)
+    if not table.is_file():
+        return None
+    try:
+        frame = pd.read_parquet(table)
+    except (OSError, ValueError) as error:
+        raise SweepError(f"{table} cannot be read: {error}") from error
+    return sweep_of(report, frame)
+
+
+def sweep_of(report: Report, frame: pd.DataFrame) -> Sweep | None:
+    """Return the sweep in a table of evidence; None where no parameter takes two values. Raises as `read_sweep`."""
+    verdicts = frame[frame["verdict"].notna() & frame["value"].notna()] if set(_NEEDED) <= set(frame) else None
+    if verdicts is None:
+        raise SweepError(f"the evidence of {report.slug} lacks {', '.join(set(_NEEDED) - set(frame))}; sweep it again")
+    known = [claim.id for claim in report.claims]
+    if unknown := sorted(set(verdicts["claim"]) - set(known)):
+        raise SweepError(f"the evidence of {report.slug} holds {', '.join(unknown)}; its report does not: sweep again")
+    swept = [
+        column
+        for column in verdicts
+        if column.startswith(_PREFIX)
+        and column.removeprefix(_PREFIX) not in _NOT_SWEPT
+        and verdicts[column].nunique() > 1
+    ]
+    if not swept:
+        return None
+    values = {column: sorted(verdicts[column].unique().tolist()) for column in swept}
+    rows = [_row(record, values) for record in verdicts.to_dict("records")]
+    names = {column.removeprefix(_PREFIX): [_text(value) for value in found] for column, found in values.items()}
+    return Sweep(report.slug, names, sorted(rows, key=lambda row: (known.index(row["claim"]), row["seed"])))
+
+
+def _row(record: dict, values: dict[str, list]) -> dict:
+    numbers = {name: float(record[name]) for name in ("value", "low", "high")}
+    seed = record.get(f"{_PREFIX}seed", record.get("seed", 0))
+    places = {f"i_{column.removeprefix(_PREFIX)}": found.index(record[column]) for column, found in values.items()}
+    return {"claim": record["claim"], "verdict": record["verdict"], "seed": int(seed), **numbers, **places}
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def thresholds(report: Report) -> list[dict]:
+    """Return the finite ends of every claim's regions, which the explorer draws dotted."""
+    found = []
+    for claim in report.claims:
+        regions: Sequence[Region] = (claim.upheld_if, claim.refuted_if)
+        ends = {end for region in regions for low, high, _ in region.parts for end in (low, high)}
+        found += [{"claim": claim.id, "end": end} for end in sorted(ends) if abs(end) != float("inf")]
+    return found
+
+
+def provenance_rows(reports: Sequence[Report]) -> list[tuple[Report, dict]]:
+    """Return the provenance of every committed sweep of these reports.
+
+    Raises:
+        SweepError: a table stands without its provenance, or the provenance is not JSON.
+    """
+    found = []
+    for report in reports:
+        table, provenance = evidence_files(report.slug)
+        if table.is_file():
+            try:
+                found.append((report, json.loads(provenance.read_text(encoding="utf-8"))))
+            except (OSError, ValueError) as error:
+                raise SweepError(f"{provenance} cannot be read ({error}); sweep again") from error
+    return found

@@ -1,0 +1,345 @@
+"""The probe lists what differs, misses nothing that was expected, and is silent where a pair differs as it should."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from casestudies_lib.probes import ProbeFault, ProbeInputError, ablation_diff
+
+SEEDS = range(10)
+DIM = 6
+
+
+def seeded(seed, build, *args, **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(*args, **settings)
+
+
+class Block(nn.Module):
+    """A residual feed-forward; `extra` is a gated branch: real, returning zeros, never called, or absent."""
+
+    def __init__(self, ratio=2, extra=None, alpha=0.3, slope=0.0, dropout=0.0):
+        super().__init__()
+        self.norm = nn.LayerNorm(DIM)
+        self.up, self.act, self.down = nn.Linear(DIM, ratio * DIM), nn.LeakyReLU(slope), nn.Linear(ratio * DIM, DIM)
+        self.drop, self.extra = nn.Dropout(dropout), extra
+        if extra:
+            self.side, self.alpha = nn.Linear(DIM, DIM), nn.Parameter(torch.tensor(alpha))
+
+    def forward(self, values):
+        out = values + self.drop(self.down(self.act(self.up(self.norm(values)))))
+        if self.extra in ("real", "doubled"):
+            out = out + self.alpha * self.side(values) * (2 if self.extra == "doubled" else 1)
+        elif self.extra == "zeros":
+            out = out + self.alpha * torch.zeros_like(self.side(values))
+        return out
+
+
+class Model(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.into = nn.Linear(4, DIM)
+        self.blocks = nn.ModuleList(Block(**settings) for _ in range(2))
+        self.head = nn.Linear(DIM, 3)
+
+    def forward(self, values):
+        values = self.into(values)
+        for block in self.blocks:
+            values = block(values)
+        return self.head(values)
+
+
+def inputs_of(seed):
+    return torch.randn(5, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def compare(seed, first, second, expected, **settings):
+    models = seeded(seed, Model, **first), seeded(seed + 100, Model, **second)
+    return ablation_diff(*models, inputs=inputs_of(seed), expected=expected, **settings)
+
+
+def severities(result):
+    return [(finding.severity, finding.where) for finding in result.findings]
+
+
+SIDE = ["blocks.*.side", "blocks.*.alpha"]
+
+
+# Pairs that differ as they should, and pairs that do not.
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ({}, {"extra": "real"}, SIDE),
+        ({"extra": "real"}, {}, SIDE),
+        ({}, {"ratio": 3}, ["blocks.*.up", "blocks.*.down"]),
+        ({}, {"slope": 0.2}, "blocks.*.act"),
+        ({}, {}, []),
+        ({"extra": "real"}, {"extra": "doubled"}, ["blocks"]),
+    ],
+)
+def test_a_pair_that_differs_as_expected_is_silent(first, second, expected, seed):
+    result = compare(seed, first, second, expected)
+    assert result.ok is True
+    assert result.findings == ()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_part_that_was_to_differ_and_does_not_is_a_fault(seed):
+    result = compare(seed, {}, {}, ["blocks.*.up"])
+    assert result.ok is False
+    assert severities(result) == [("fault", "blocks.*.up")]
+    assert result.measures["expected"] == {"blocks.*.up": "does not differ"}
+    # The row is named after a wider feed-forward and changes something else.
+    other = compare(seed, {}, {"extra": "real"}, ["blocks.*.up"])
+    assert severities(other)[0] == ("fault", "blocks.*.up")
+    assert other.findings[1].severity == "warning"
+    assert "blocks.0.side" in other.measures["unexpected"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_part_that_is_in_neither_model_is_a_fault_and_near_names_are_told(seed):
+    result = compare(seed, {}, {"extra": "real"}, [*SIDE, "blocks.0.sied.weight"])
+    assert severities(result) == [("fault", "blocks.0.sied.weight")]
+    assert "blocks.0.side.weight" in result.findings[0].measured
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("how", ["zeros", "never called"])
+def test_a_part_that_is_built_and_changes_no_output_is_a_fault(how, seed):
+    result = compare(seed, {}, {"extra": how}, SIDE)
+    assert result.ok is False
+    assert [entry for entry in severities(result) if entry[0] == "fault"] == [("fault", name) for name in SIDE]
+    assert result.measures["expected"] == dict.fromkeys(SIDE, "changes no output")
+    assert result.measures["output_difference"] == 0
+    inactive = [f"blocks.{place}.side" for place in range(2)] if how == "never called" else []
+    assert result.measures["inactive_second"] == inactive
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_part_behind_a_gate_at_zero_is_a_note_alone(seed):
+    result = compare(seed, {}, {"extra": "real", "alpha": 0.0}, SIDE)
+    assert result.ok is True
+    assert severities(result) == [("note", "outputs")]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("second", "where"),
+    [
+        ({"extra": "real", "slope": 0.2}, "blocks.0.act"),
+        ({"extra": "real", "ratio": 3}, "blocks.0.up"),
+    ],
+)
+def test_a_difference_that_nobody_named_is_a_warning(second, where, seed):
+    result = compare(seed, {}, second, SIDE)
+    assert result.ok is False
+    assert [finding.severity for finding in result.findings] == ["warning"]
+    assert where in result.measures["unexpected"]
+    assert all("side" not in name for name in result.measures["unexpected"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_difference_in_code_alone_is_found_in_the_innermost_submodule(seed):
+    result = compare(seed, {"extra": "real"}, {"extra": "doubled"}, [])
+    assert result.ok is False
+    assert result.measures["behaving_differently"] == ["blocks.0", "blocks.1"]
+    assert result.measures["unexpected"] == ["blocks.0", "blocks.1"]
+    blind = ablation_diff(seeded(0, Model, extra="real"), seeded(1, Model, extra="doubled"), expected=[])
+    assert blind.ok is True
+
+
+def test_a_difference_in_the_outermost_forward_is_found_too():
+    class Scaled(Model):
+        def forward(self, values):
+            return 2 * super().forward(values)
+
+    result = ablation_diff(Model(), Scaled(), inputs=inputs_of(0), expected=[])
+    assert result.measures["unexpected"] == [""]
+    assert severities(result) == [("warning", "the whole model")]
+
+
+# Numbers, by hand.
+
+
+def test_parameters_are_counted_and_named():
+    result = ablation_diff(Model(), Model(ratio=3, extra="real"))
+    plain = 4 * DIM + DIM + 2 * (2 * DIM + DIM * 2 * DIM + 2 * DIM + 2 * DIM * DIM + DIM) + 3 * DIM + 3
+    wider = plain + 2 * (DIM * DIM + DIM + DIM * DIM) + 2 * (DIM * DIM + DIM + 1)
+    assert (result.measures["parameters_first"], result.measures["parameters_second"]) == (plain, wider)
+    reshaped = [f"blocks.{place}.{name}" for place in range(2) for name in ("up.weight", "up.bias", "down.weight")]
+    assert result.measures["reshaped"] == reshaped
+    assert set(result.measures["only_second"]) == {
+        f"blocks.{place}.{name}" for place in range(2) for name in ("alpha", "side.weight", "side.bias")
+    }
+    row = result.table().set_index(["name", "kind"]).loc[("blocks.0.up.weight", "parameter")]
+    assert (row["first"], row["second"]) == ("12 × 6", "18 × 6")
+
+
+def test_the_difference_of_outputs_is_that_of_shared_weights():
+    first, second = seeded(0, Model, slope=0.0), seeded(1, Model, slope=0.2)
+    result = ablation_diff(first, second, inputs=inputs_of(0))
+    twin = seeded(1, Model, slope=0.2)
+    twin.load_state_dict(first.state_dict())
+    one, other = first.double()(inputs_of(0).double()), twin.double()(inputs_of(0).double())
+    expected = (one - other).abs().max() / one.square().mean().sqrt()
+    assert result.measures["output_difference"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_values_count_only_if_asked_for():
+    first, second = seeded(0, Model), seeded(0, Model)
+    with torch.no_grad():
+        second.head.bias.fill_(2.0)
+    assert ablation_diff(first, second, inputs=inputs_of(0), expected=[]).ok is True
+    assert ablation_diff(first, second, expected=["head.bias"], values=True).ok is True
+    assert ablation_diff(first, second, expected=[], values=True).measures["unexpected"] == ["head.bias"]
+
+
+def test_a_frozen_parameter_is_a_difference():
+    second = Model()
+    second.head.weight.requires_grad_(False)
+    result = ablation_diff(Model(), second, inputs=inputs_of(0), expected=["head.weight"])
+    assert result.ok is True
+    assert ablation_diff(Model(), second, expected=[]).measures["unexpected"] == ["head.weight"]
+
+
+# Foreign models.
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_transformer_layer_with_another_activation_or_none_more(seed):
+    def encoder(activation="relu", layers=2):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, activation, batch_first=True)
+        return nn.ModuleDict({"encoder": nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)})
+
+    def call(model, values):
+        return model["encoder"](values)
+
+    values = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(seed))
+    pair = seeded(seed, encoder), seeded(seed + 1, encoder)
+    assert ablation_diff(*pair, inputs=values, call=call, expected=[]).ok is True
+    other = seeded(seed + 1, encoder, "gelu")
+    result = ablation_diff(pair[0], other, inputs=values, call=call, expected=["encoder.layers.*"])
+    assert result.ok is True
+    assert result.measures["behaving_differently"] == ["encoder.layers.0", "encoder.layers.1"]
+    deeper = ablation_diff(pair[0], seeded(0, encoder, layers=3), inputs=values, call=call, expected=["*.layers.2"])
+    assert deeper.ok is True
+
+
+def test_inputs_may_be_one_several_or_named():
+    class Two(nn.Module):
+        def __init__(self, sign):
+            super().__init__()
+            self.layer, self.sign = nn.Linear(2, 2), sign
+
+        def forward(self, left, right=0.0):
+            return {"out": [self.layer(left) + self.sign * right]}
+
+    values = torch.ones(3, 2)
+    for inputs, differs in ((values, False), ((values, values), True), ({"left": values, "right": values}, True)):
+        result = ablation_diff(Two(1.0), Two(-1.0), inputs=inputs, expected=[])
+        assert result.ok is not differs
+
+
+def test_dropout_leaves_outputs_out_and_says_so():
+    pair = seeded(0, Model, dropout=0.5), seeded(1, Model, dropout=0.5)
+    result = ablation_diff(*pair, inputs=inputs_of(0), expected=[])
+    assert result.ok is None
+    assert "eval()" in result.reason
+    missing = ablation_diff(*pair, inputs=inputs_of(0), expected=["blocks.*.up"])
+    assert missing.ok is False
+    assert ablation_diff(*(model.eval() for model in pair), inputs=inputs_of(0), expected=[]).ok is True
+
+
+def test_models_that_insist_on_single_precision_are_compared_in_it():
+    class Single(nn.Module):
+        def __init__(self, **settings):
+            super().__init__()
+            self.inner = Model(**settings)
+
+        def forward(self, values):
+            if values.dtype != torch.float32:
+                raise TypeError("single precision only")
+            return self.inner(values)
+
+    assert ablation_diff(Single(), Single(), inputs=inputs_of(0), expected=[]).ok is True
+    assert ablation_diff(Single(), Single(slope=0.2), inputs=inputs_of(0), expected=["inner.*.act"]).ok is True
+
+
+# Without an expectation; left as found; bad input.
+
+
+def test_without_an_expectation_there_is_a_list_and_no_answer():
+    result = ablation_diff(Model(), Model(extra="real"), inputs=inputs_of(0))
+    assert result.ok is None
+    assert "name the parts that should differ" in result.reason
+    assert "blocks.0.alpha" in set(result.table()["name"])
+    assert set(result.table()["expected"]) == {None}
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_both_models_are_left_as_found(breaks):
+    models = seeded(0, Model), seeded(1, Model, extra="real")
+    for model in models:
+        model.norm = nn.BatchNorm1d(DIM)
+        model(inputs_of(1)).sum().backward()
+        model.head.eval()
+
+    def snapshot():
+        return [
+            (
+                {name: value.tolist() for name, value in model.state_dict().items()},
+                [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
+                [part.training for part in model.modules()],
+                [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()],
+                torch.get_rng_state().tolist(),
+                torch.get_default_dtype(),
+            )
+            for model in models
+        ]
+
+    def call(model, values):
+        model.norm(model.into(values))
+        torch.rand(1)
+        if breaks:
+            raise RuntimeError("broken on purpose")
+        return model(values)
+
+    before = snapshot()
+    if breaks:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            ablation_diff(*models, inputs=inputs_of(0), call=call)
+    else:
+        ablation_diff(*models, inputs=inputs_of(0), call=call)
+    assert snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"first": "model"}, "first: module is a str"),
+        ({"second": nn.ReLU()}, "second: module ReLU has no parameters"),
+        ({"expected": 3}, "expected is 3"),
+        ({"expected": ["a", ""]}, "expected is"),
+        ({"call": 3}, "call is a int"),
+        ({"call": lambda model, inputs: None}, "no floating-point tensor"),
+    ],
+)
+def test_bad_input_is_refused_with_its_name(change, message):
+    given = {"first": Model(), "second": Model(), "inputs": inputs_of(0), **change}
+    with pytest.raises(ProbeInputError, match=message):
+        ablation_diff(given.pop("first"), given.pop("second"), **given)
+
+
+def test_the_answer_survives_json_and_stops_a_run():
+    result = compare(0, {}, {}, ["blocks.*.up"])
+    read = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert read["findings"][0]["chapter"] == "mixing_gates"
+    result.plot()
+    with pytest.raises(ProbeFault, match=r"blocks.*same in both"):
+        result.raise_if_found()
