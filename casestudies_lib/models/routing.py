@@ -4,7 +4,6 @@ Grouped key/value heads, RMS norms, SwiGLU. Routers, and the backward passes und
 Explained in chapter `head_routing`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from casestudies_lib.models.blocks import causal_mask, check_sizes, initialise, merge_heads, split_heads
+from casestudies_lib.models.blocks import check_sizes, initialise, merge_heads, split_heads
 from casestudies_lib.models.routing_backwards import SHARING, WEIGHING, named
 from casestudies_lib.models.routing_routers import RouterSettings, Routing, draw_router, make_router
 
@@ -94,9 +93,8 @@ class RoutedAttention(nn.Module):
         queries = split_heads(self.query(hidden), self.heads)
         shared = (split_heads(project(hidden), self.kv_heads) for project in (self.key, self.value))
         keys, values = (self.share(each, self.heads // self.kv_heads) for each in shared)
-        scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
-        attention = scores.masked_fill(~causal_mask(scores.shape[-1], scores.device), -math.inf).softmax(-1)
-        heads = self.outputs(attention @ values)
+        attended = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        heads = self.outputs(attended)
         return self.out(merge_heads(self.weigh(heads, weights))), heads
 
 

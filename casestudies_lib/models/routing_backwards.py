@@ -5,7 +5,8 @@ Each is a `torch.autograd.Function` whose forward pass is right; only what it se
 ignored) and `src/head_router.rs` (heuristic); the others are hypotheses of its report, made true.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch.autograd import Function
 Heads = Float[Tensor, "batch heads tokens head_dim"]
 Weights = Float[Tensor, "batch tokens heads"]
 Weigh = Callable[[Heads, Weights], Heads]
+Choice = TypeVar("Choice")
 WRONG_SCALE = 8.0  # a sum where a mean over eight heads was meant
 
 
@@ -147,7 +149,7 @@ SHARING: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-def named(table: dict[str, Callable], name: str, what: str) -> Callable:
+def named(table: Mapping[str, Choice], name: str, what: str) -> Choice:
     """Return the entry of a table of choices.
 
     Raises:

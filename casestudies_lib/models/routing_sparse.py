@@ -15,17 +15,21 @@ from casestudies_lib.models.routing import RoutedAttention
 
 Hidden = Float[Tensor, "batch tokens dim"]
 Selected = Bool[Tensor, "batch tokens heads"]
+Weights = Float[Tensor, "batch tokens heads"]
 
 
-def dense(attention: RoutedAttention, hidden: Hidden, selected: Selected) -> Hidden:
-    """Return what the selected heads add; all heads are computed, as in the published code."""
+def dense(attention: RoutedAttention, hidden: Hidden, weights: Selected | Weights) -> Hidden:
+    """Return what the weighted heads add; all heads are computed, as in the published code.
+
+    Every product is written out, so that each is counted where operations are counted.
+    """
     group = attention.heads // attention.kv_heads
     queries = split_heads(attention.query(hidden), attention.heads)
     shared = (split_heads(project(hidden), attention.kv_heads) for project in (attention.key, attention.value))
     keys, values = (each.repeat_interleave(group, dim=1) for each in shared)
     scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
-    weights = scores.masked_fill(~causal_mask(scores.shape[-1], scores.device), -math.inf).softmax(-1)
-    kept = (weights @ values) * selected.transpose(1, 2).unsqueeze(-1)
+    attended = scores.masked_fill(~causal_mask(scores.shape[-1], scores.device), -math.inf).softmax(-1) @ values
+    kept = attended * weights.transpose(1, 2).unsqueeze(-1)
     return attention.out(merge_heads(kept))
 
 
