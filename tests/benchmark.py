@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from benchmark_probes import probe_rows
+from benchmark_routing import routing_rows
 from rich.console import Console
 from rich.table import Table
 
@@ -141,7 +142,7 @@ def set_up(scratch: Path) -> tuple[str, str, str]:
 def main() -> None:
     table = Table("measured", "here", "to reach", title="Benchmarks")
     with tempfile.TemporaryDirectory() as folder:
-        rows = probe_rows() + dominoes() + figures(Path(folder))
+        rows = probe_rows() + routing_rows() + dominoes() + figures(Path(folder))
         rows += [set_up(Path(folder))] if "--set-up" in sys.argv else []
     for row in rows:
         table.add_row(*row)
