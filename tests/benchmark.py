@@ -14,6 +14,7 @@ import numpy as np
 from benchmark_builds import build_rows
 from benchmark_cohort import cohort_rows
 from benchmark_probes import probe_rows
+from benchmark_routing import routing_rows
 from benchmark_sweep import sweep_rows
 from rich.console import Console
 from rich.table import Table
@@ -102,7 +103,8 @@ def set_up(scratch: Path) -> tuple[str, str, str]:
 def main() -> None:
     table = Table("measured", "here", "to reach", title="Benchmarks")
     with tempfile.TemporaryDirectory() as folder:
-        rows = figures() + probe_rows() + cohort_rows() + dominoes() + build_rows(Path(folder)) + sweep_rows()
+        rows = figures() + probe_rows() + routing_rows() + cohort_rows() + dominoes()
+        rows += build_rows(Path(folder)) + sweep_rows()
         rows += [set_up(Path(folder))] if "--set-up" in sys.argv else []
     for row in rows:
         table.add_row(*row)

@@ -46,11 +46,11 @@ def observed(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Give a test with the mark `fault` the function that compares what it saw with its row, or records the row.
 
     The function takes what standard error said, the exit status (a negative one as subprocess gives it), statements
-    that the test has checked, and names for the folders of this test, which must not reach the table.
+    that the test has checked, and names for the folders and addresses of this test, which must not reach the table.
     """
     title = request.node.get_closest_marker("fault").args[0]
 
-    def observe(sees: str, status: int, proof: Sequence[str], places: dict[Path, str]) -> None:
+    def observe(sees: str, status: int, proof: Sequence[str], places: dict[Path | str, str]) -> None:
         for place, name in sorted(places.items(), key=lambda entry: -len(str(entry[0]))):
             sees = sees.replace(str(place), name)
         row = FaultRow(title, sees.strip(), status if status >= 0 else 128 - status, tuple(proof))

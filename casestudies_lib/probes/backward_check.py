@@ -29,6 +29,8 @@ COLUMNS = ("tensor", "values", "answer", "gradient ÷ finite difference", "diffe
 BARS = 12
 # Two evaluations show whether the function repeats itself, four give the first slope.
 LEAST_EVALUATIONS = 6
+# What twenty forward-backward passes of a module of so many values pay for; where less is at stake, more may be told.
+EVALUATIONS, MANY_VALUES = 16, 900_000
 
 
 def backward_check(
@@ -39,7 +41,7 @@ def backward_check(
     directions: int = 2,
     seed: int = 0,
     tolerance: float = 1e-4,
-    evaluations: int = 16,
+    evaluations: int | None = None,
     replay: bool = False,
 ) -> ProbeResult:
     """Compare gradients with finite differences along random directions, and say which tensor's is wrong, and how.
@@ -71,7 +73,8 @@ def backward_check(
             directions of the tensors instead, each two forward passes.
         seed: of the random directions.
         tolerance: relative error of a gradient that is accepted.
-        evaluations: most forward passes to spend; more tell more tensors apart where many are wrong.
+        evaluations: most forward passes to spend; more tell more tensors apart where many are wrong. None: 16 for a
+            million values or more, up to 48 for fewer.
         replay: judge a random function on one draw, by giving it the same random numbers in every run.
 
     Returns:
@@ -86,13 +89,17 @@ def backward_check(
     Source: the chapter head_routing; random projections of both sides as in torch.autograd.gradcheck's fast mode.
     """
     check_whole_number("directions", directions, 1)
-    check_whole_number("evaluations", evaluations, LEAST_EVALUATIONS)
+    if evaluations is not None:
+        check_whole_number("evaluations", evaluations, LEAST_EVALUATIONS)
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
         raise ProbeInputError(f"tolerance is {tolerance!r}; give a relative error between 0 and 1, such as 1e-4")
     subject = subject_of(function, inputs, parameters)
     if not subject.tensors:
         reason = "there are neither parameters that require a gradient nor inputs with requires_grad=True"
         return _untold(f"{reason}; call requires_grad_() on an input")
+    if evaluations is None:
+        values = sum(tensor.numel() for tensor in subject.tensors.values())
+        evaluations = round(EVALUATIONS * min(max(MANY_VALUES / values, 1.0), 3.0))
     notes = [] if subject.inputs or not _floating_inputs(subject) else [unchecked_inputs_note()]
     try:
         with random_left_as_found():

@@ -33,7 +33,7 @@ ONE_FACTOR = 0.01
 # Doubts above this share of the gradient are as likely a kink's as noise, and must be exceeded by far.
 KINKED, KINK_MARGIN = 0.01, 10.0
 # Tensors with a small gradient move further, up to this, so that their share in the sum is not drowned.
-FURTHEST = 100.0
+FURTHEST = 1000.0
 # Directions along which a tensor must agree again before its one disagreement is put down to a kink, and that one.
 LOOKS = 3
 # A tensor of zeros has no size of its own to scale its moves by; this is that of a common initialisation.
@@ -197,6 +197,9 @@ def _chosen(work: Search, names: Sequence[str], moves: Mapping[str, Tensor], ste
     """Return the slope at the first step that resolves the tolerance for every tensor, else at the best one."""
     best = math.inf
     for step in steps:
+        if work.model is not None and step < work.step * best and step > work.step:
+            # Rounding shrinks no faster than steps grow: there it would hide the gradient still.
+            continue
         slope = work.careful(moves, step)
         blur = _blur(work, names, slope)
         worse = blur >= best
@@ -237,24 +240,32 @@ def _note_agreement(work: Search, names: Sequence[str], sample: Sample) -> None:
 
 def _split(work: Search, names: Sequence[str], moves: Mapping[str, Tensor], whole: Sample) -> None:
     """Halve what disagrees until single tensors are left, or no evaluation is."""
-    waiting, single = [(list(names), whole)], []
+    # The last tensors first: what is wrong in the last wrong one sits right behind it.
+    waiting = [(list(names), whole)]
     while waiting:
-        group, sample = waiting.pop(0)
+        group, sample = waiting.pop()
         if sample.agrees:
             _note_agreement(work, group, sample)
         elif len(group) == 1:
-            single.append((group[0], sample))
+            work.judged[group[0]] = _judged(work, group[0], moves, sample)
         elif work.left < 2:
-            work.judged |= {name: replace(work.judged[name], kind=SUSPECT) for name in group}
+            _note_suspicion(work, group, sample)
         else:
             halves = _halved(work, group, moves, sample.slope)
-            factor = _common_factor([half for _, half in halves])
+            factor = _common_factor([half for _, half in halves], pairs=4)
             if factor is None:
                 waiting += halves
             else:
                 _note_factor(work, group, sample, factor)
-    for name, sample in single:
-        work.judged[name] = _judged(work, name, moves, sample)
+
+
+def _note_suspicion(work: Search, group: Sequence[str], sample: Sample) -> None:
+    """Judge tensors that are wrong together and were not told apart: by a common factor, if two questions show one."""
+    factor = _common_factor([sample], pairs=2)
+    if factor is None:
+        work.judged |= {name: replace(work.judged[name], kind=SUSPECT) for name in group}
+    else:
+        _note_factor(work, group, sample, factor)
 
 
 def _halved(
@@ -265,13 +276,13 @@ def _halved(
     return [(first, work.sample(first, moves, part)), (second, work.sample(second, moves, slope.minus(part)))]
 
 
-def _common_factor(samples: Sequence[Sample]) -> float | None:
-    """Return the factor between the two sides if four or more pairs share one: then no chance made them agree."""
-    factor, pairs = _factor(samples)
-    return factor if pairs >= 4 and abs(factor - 1) > ONE_FACTOR else None
+def _common_factor(samples: Sequence[Sample], pairs: int) -> float | None:
+    """Return the factor between the two sides if so many pairs share one that chance cannot have made them."""
+    factor, found = _factor(samples, closely=pairs < 4)
+    return factor if found >= pairs and abs(factor - 1) > ONE_FACTOR else None
 
 
-def _factor(samples: Sequence[Sample]) -> tuple[float, int]:
+def _factor(samples: Sequence[Sample], closely: bool = False) -> tuple[float, int]:
     """Return one factor for all pairs that stand out of the noise and how many they are; nan if no factor fits."""
     analytic = torch.cat([sample.analytic for sample in samples])
     numeric = torch.cat([sample.slope.values for sample in samples])
@@ -284,7 +295,8 @@ def _factor(samples: Sequence[Sample]) -> tuple[float, int]:
     weights = (numeric / doubts.clamp(min=1e-300))[clear].square()
     factor = float((ratios * weights).sum() / weights.sum())
     # A factor is one only if it fits much better than no error at all would.
-    allowed = min(ONE_FACTOR * abs(factor), abs(factor - 1) / 10) + (1 + abs(factor)) * (doubts / numeric.abs())[clear]
+    allowed = min(ONE_FACTOR * abs(factor), abs(factor - 1) / 10) * (0.01 if closely else 1.0)
+    allowed = allowed + (1 + abs(factor)) * (doubts / numeric.abs())[clear]
     fits = bool(((ratios - factor).abs() <= allowed).all()) and factor != 0
     return (factor if fits else math.nan), int(clear.sum())
 

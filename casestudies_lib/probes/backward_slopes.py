@@ -14,7 +14,7 @@ SURE = 10.0
 # Steps to try, relative to each tensor's root mean square. A step that crosses a kink (ReLU, top-k) measures neither
 # side, and a million units are near one somewhere: so the first is the smallest that rounding allows. The larger ones
 # are for functions that compute in less than float64.
-STEPS = (3e-9, 1e-6, 1e-3, 3e-2)
+STEPS = (3e-9, 1e-7, 1e-6, 1e-3, 3e-2)
 COARSE_STEPS = (3e-3, 3e-2, 3e-4)
 
 Upstream = Sequence[Tensor]

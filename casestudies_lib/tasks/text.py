@@ -19,6 +19,9 @@ from casestudies_lib import paths
 from casestudies_lib.offsets import Spans, Tokens, checked, pairs_by_index, shared_starts, spans
 
 HARBOUR_SHA256 = "0f5c641f2bf9d45bb11dd8029d9917256432795c28423a77dfcfa12882679bf3"  # of data/text/harbour.txt
+SENTENCES_SHA256 = "7032e24d6a513d854a9f13983eb7fe73e889a531e8bd2e9c31e53c34225360c5"  # of data/text/sentences.txt
+DIALOGUES_SHA256 = "7271b48ee79c5d70512f9d47ca95e6f635b881b263eac668d192e8230cc746be"  # of data/text/dialogues.txt
+PROBE_QUESTION = "How are mountains made?"  # asked after training; it is among the dialogues
 BYTES = 256  # every text can be encoded only where each byte has a token
 PARAGRAPH_END = "\n\n"
 Pairs = tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]  # indices into first and second
@@ -51,17 +54,56 @@ def harbour() -> Corpus:
     Raises:
         CorpusError: the file is missing, or its digest is not the committed one.
     """
-    path = paths.root() / "data" / "text" / "harbour.txt"
+    content = _committed("harbour.txt", HARBOUR_SHA256)
+    return Corpus("harbour", _paragraphs(content), HARBOUR_SHA256, "written for this book, data/text/harbour.txt")
+
+
+def sentences() -> Corpus:
+    """Return plain statements about the world, one a paragraph: what a small model reads before it is asked anything.
+
+    Raises:
+        CorpusError: the file is missing, or its digest is not the committed one.
+    """
+    content = _committed("sentences.txt", SENTENCES_SHA256)
+    lines = tuple(content.splitlines())
+    return Corpus("sentences", lines, SENTENCES_SHA256, "written for this book, data/text/sentences.txt")
+
+
+def dialogues() -> Corpus:
+    """Return questions with their answers, `User: … Assistant: …`, one pair a paragraph.
+
+    Raises:
+        CorpusError: the file is missing, or its digest is not the committed one.
+    """
+    content = _committed("dialogues.txt", DIALOGUES_SHA256)
+    lines = tuple(content.splitlines())
+    return Corpus("dialogues", lines, DIALOGUES_SHA256, "written for this book, data/text/dialogues.txt")
+
+
+def question_and_answer(dialogue: str) -> tuple[str, str]:
+    """Return a dialogue cut behind `Assistant:`, so that a model can be asked the first part and judged by the second.
+
+    Raises:
+        ValueError: the line is not `User: … Assistant: …`.
+    """
+    question, found, answer = dialogue.partition(" Assistant: ")
+    if not question.startswith("User: ") or not found or not answer:
+        raise ValueError(f"{dialogue[:60]!r} is no dialogue; 'User: … Assistant: …' is needed")
+    return question + found.rstrip(), answer
+
+
+def _committed(name: str, digest: str) -> str:
+    path = paths.root() / "data" / "text" / name
     if not path.is_file():
         raise CorpusError(f"{path}: no such file; it is part of the repository, so restore it from there")
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
-    if found != HARBOUR_SHA256:
+    if found != digest:
         raise CorpusError(
-            f"{path}: sha256 is {found}, expected is {HARBOUR_SHA256}; the text was edited, or its line ends were "
-            "converted at checkout; restore the file from the repository"
+            f"{path}: sha256 is {found}, expected is {digest}; the text was edited, or its line ends were converted at "
+            "checkout; restore the file from the repository"
         )
-    return Corpus("harbour", _paragraphs(content.decode()), found, "written for this book, data/text/harbour.txt")
+    return content.decode()
 
 
 def python_topics() -> Corpus:

@@ -305,6 +305,21 @@ def test_what_the_evaluations_do_not_suffice_to_tell_apart_stays_under_suspicion
     assert "Give more evaluations" in result.findings[-1].what_to_do
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_of_many_wrong_tensors_the_last_is_named_first_for_the_fault_sits_right_behind_it(seed):
+    layers = seeded(seed, lambda: nn.Sequential(*[nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(20)]))
+
+    def loss(inputs):
+        hidden = layers[:10](inputs)
+        weights = torch.full_like(hidden[:, 0], 0.5)
+        return layers[10:](MaskBlind.apply(hidden, weights)).square().sum()
+
+    result = backward_check(loss, drawn(seed, (8, 6)), parameters=layers, seed=seed)
+    named = {name for name, kind in answers(result).items() if kind not in ("agrees", "suspect")}
+    assert "parameter 9.0.bias" in named
+    assert all(answers(result)[f"parameter {layer}.0.weight"] == "agrees" for layer in range(10, 20))
+
+
 class Million(nn.Module):
     """A million parameters, one layer of which may have a wrong backward."""
 

@@ -80,7 +80,7 @@ def test_a_failing_build_leaves_the_site_that_another_build_finished_meanwhile(b
         old_site.write_text("of the other build")
         raise Failure("a chapter failed")
 
-    monkeypatch.setattr(build, "run_side_by_side", other_build_finishes_first)
+    monkeypatch.setattr(build, "obtain", other_build_finishes_first)
     with pytest.raises(Failure, match="a chapter failed"):
         run_build(book, [])
     assert old_site.read_text() == "of the other build"

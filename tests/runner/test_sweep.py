@@ -327,12 +327,12 @@ def impostors():
 NO_SCHEDULER = [
     pytest.param("web server", marks=fault("The address of the scheduler is a web server's")),
     pytest.param("silence", marks=fault("Whoever listens at the address of the scheduler says nothing")),
-    pytest.param("closed port", marks=fault("Nobody listens at the address of the scheduler")),
+    "closed port",  # no row: what the system says of it differs between machines
 ]
 
 
 @pytest.mark.parametrize("kind", NO_SCHEDULER)
-def test_an_address_that_is_no_scheduler_is_one_line_within_half_a_minute(book, impostors, kind, observed):
+def test_an_address_that_is_no_scheduler_is_one_line_within_half_a_minute(book, request, impostors, kind):
     """Dask's own client waits for ever for a server that answers something else."""
     begun = time.monotonic()
     done = book.casebook("sweep", "tiny", "--scheduler", f"127.0.0.1:{impostors[kind]}")
@@ -343,7 +343,9 @@ def test_an_address_that_is_no_scheduler_is_one_line_within_half_a_minute(book, 
     assert time.monotonic() - begun < 30
     assert not (book.root / "_build").exists()
     proof = ["it is said within 30 s", "no row is started"]
-    observed(messages(done.stderr), done.returncode, proof, {f"tcp://127.0.0.1:{impostors[kind]}": "ADDRESS"})
+    if request.node.get_closest_marker("fault"):
+        places = {f"tcp://127.0.0.1:{impostors[kind]}": "ADDRESS"}
+        request.getfixturevalue("observed")(messages(done.stderr), done.returncode, proof, places)
 
 
 def test_a_worker_is_told_from_a_scheduler_and_a_scheduler_without_workers_is_said(book, cluster, monkeypatch):
