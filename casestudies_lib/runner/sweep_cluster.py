@@ -56,14 +56,18 @@ def local(workers: int) -> Iterator[Workplace]:
         "distributed.scheduler.worker-saturation": 1.0,
         "distributed.worker.daemon": True,
         "distributed.admin.system-monitor.gil.enabled": False,
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
     }
     with (
         _quiet(),
         dask.config.set(settings),
         tempfile.TemporaryDirectory(prefix="casebook-sweep-") as scratch,
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
-            memory_limit=0, local_directory=scratch, silence_logs=logging.CRITICAL, worker_dashboard_address=None,
+            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=0,
+            # Its page cannot be left out; empty, on a free port, it meets no other sweep's.
+            dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
+            local_directory=scratch, silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, timeout=PATIENCE, set_as_default=False) as client,
     ):  # fmt: skip

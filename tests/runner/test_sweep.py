@@ -1,5 +1,7 @@
 """Sweeps on the real tools: Dask's own scheduler and workers, processes that are killed, and rows that fail."""
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -272,6 +274,23 @@ def test_nothing_survives_an_ended_sweep_and_finished_rows_stay(book, number, st
     assert len(rows_on_disk(book)) == 1
     proof.append("the finished row is kept")
     observed(messages(sweep.stderr.read()), status, proof, {book.root: "BOOK"})
+
+
+def test_two_local_clusters_at_once_say_nothing_and_serve_no_page(recwarn):
+    """Dask's own page has a fixed port, and a second one warned of it on standard error."""
+    with sweep_cluster.local(1) as first, sweep_cluster.local(1) as second:
+        assert [place.executor.submit(abs, -1).result(30) for place in (first, second)] == [1, 1]
+        listening = [c.laddr for c in psutil.Process().net_connections("inet") if c.status == "LISTEN"]
+        assert 8787 not in {address.port for address in listening}
+        pages = []
+        for address in listening:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection(address.ip, address.port, timeout=2)
+                connection.request("GET", "/info/main/workers.html")
+                pages.append(connection.getresponse().status)
+                connection.close()
+        assert set(pages) <= {404}
+    assert [str(each.message) for each in recwarn if issubclass(each.category, UserWarning)] == []
 
 
 def test_a_local_cluster_listens_on_the_loopback_interface_only():
