@@ -1,5 +1,6 @@
 """Puts each fault of the chapter back, or takes it out, and expects the verdict to change."""
 
+import jaxtyping
 import pytest
 
 SMALL = {"n_seeds": 4, "epochs": 18}
@@ -43,7 +44,10 @@ def chapter(bench):
     chapter = bench("head_routing", SMALL)
     chapter.run_cells("import inspect", "QUESTION, ANSWER =", "class Texts", "FACTORIAL = {", "BATCH, RATE, WARM_UP")
     chapter.run(QUICK)
-    chapter.run_cells("def epoch(", "def exam(", "def train(", "runs = {")
+    chapter.run_cells("def epoch(", "def exam(", "def train(")
+    with pytest.MonkeyPatch.context() as patch:  # checked shapes would more than double the time of training
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        chapter.run_cells("runs = {")
     # The figure's cell names the arms; the names alone are needed here.
     chapter.run("FAILING, TWIN, PLAIN = 'hard, mask-blind', 'hard, exact', 'all heads, mask-blind'")
     chapter.run_cells("def fits(", "def touched(", "HYPOTHESES =", "def outcome(")
