@@ -159,8 +159,7 @@ class Adaptive(nn.Module):
 
     def forward(self, hidden: Hidden) -> Routing:
         """Return the choice, its weights and what it follows from."""
-        seen = hidden if self.settings.gradient == "leaking" else hidden.detach()
-        seen = hidden if self.settings.gradient == "exact" else seen
+        seen = hidden.detach() if self.settings.gradient == "heuristic" else hidden
         logits = self.router(seen)
         thresholds = 0.3 + 0.5 * self.threshold(hidden).squeeze(-1).sigmoid()
         targets = 1 + (self.most - 1) * self.complexity(hidden).squeeze(-1).sigmoid()

@@ -87,7 +87,7 @@ def test_a_failing_build_leaves_the_site_that_another_build_finished_meanwhile(b
 
 
 def test_a_publisher_that_fails_is_one_line(book, published, old_site, monkeypatch):
-    def refuse(results, destination):
+    def refuse(results, destination, *_options):
         raise PublishError("a reference is broken")
 
     published.module.publish = refuse

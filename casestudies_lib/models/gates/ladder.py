@@ -1,6 +1,7 @@
 """The ablation ladder, steps 0 to 24, as one table: what each row's name says, and what its published code builds.
 
-Widths are GPT-2's, of a model 768 wide; `switches_of` scales them to any other.
+Widths are GPT-2's, of a model 768 wide; `switches_of` scales them to any other. In rows as run the mixing
+weights are fixed, as they were when the finished steps ran.
 
 Source: mcgrof/AdamWPrune, TODO.md for steps 19 to 24, which were only planned; gpt2/train_ra_mla.py for what the steps
     ask for; gpt2/ra_mla_gpt2.py for what is built: attention passes through a latent 64 wide as soon as a row changes
@@ -42,8 +43,9 @@ def _row(step: int, name: str, after: int, parts: str, named: Changes, run: Chan
 
 
 _GATED = {"head_gate": "past_tokens", "cross_token": True}
-_GATED_RUN = {"head_gate": "previous_batch", "cross_token": True, "latent": 64}
-_RANK_ONE = {"latent": 64, "reciprocal": "rank_one", "guard": True}
+_GATED_RUN = {"head_gate": "previous_batch", "cross_token": True, "latent": 64, "learnable": False}
+_GATED_3 = {"latent": 64, "learnable": False, "head_gate": "previous_batch", "expansion": 4.25}
+_RANK_ONE = {"latent": 64, "reciprocal": "rank_one", "guard": True, "learnable": False}
 _GATES = "head gates, cross-token reading, feed-forward width"
 
 LADDER = (
@@ -52,7 +54,7 @@ LADDER = (
     _row(2, "golden ratio by a wider feed-forward", 0, "feed-forward width", {"expansion": 5.0}, {"latent": 64}),
     _row(3, "step 2 and head gates", 2, "head gates, feed-forward width",
          {"head_gate": "past_tokens", "expansion": 4.25},
-         {"latent": 64, "head_gate": "previous_batch", "expansion": 4.25}),
+         _GATED_3),
     _row(4, "step 3 and cross-token reading", 3, "cross-token reading, feed-forward width",
          {"cross_token": True, "expansion": 4.0}, {**_GATED_RUN, "expansion": 4.0}),
     _row(5, "baseline and reciprocal attention", 0, "reciprocal attention", {"reciprocal": "transpose"}, _RANK_ONE),
@@ -78,7 +80,7 @@ LADDER = (
     _row(18, "step 13 with gates from entropy", 13, "row gates",
          {"row_gate": "entropy"}, {"latent": 64, "row_gate": "entropy_in_full"}),
     _row(19, "step 3, gates forced open", 3, "head gates",
-         {"force_open": True}, {"latent": 64, "head_gate": "previous_batch", "expansion": 4.25, "force_open": True}),
+         {"force_open": True}, {**_GATED_3, "force_open": True}),
     _row(20, "step 4, gates forced open", 4, "head gates",
          {"force_open": True}, {**_GATED_RUN, "expansion": 4.0, "force_open": True}),
     _row(21, "step 7, gates forced open", 7, "head gates",
