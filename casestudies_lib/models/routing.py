@@ -175,8 +175,9 @@ def next_token_loss(
     real: Bool[Tensor, "batch longer"] | Float[Tensor, "batch longer"],
 ) -> Float[Tensor, ""]:
     """Return the cross-entropy of each token after the first, nats a token, mean over real tokens."""
-    entropy = functional.cross_entropy(logits.transpose(-1, -2), ids[:, 1:], reduction="none")
-    counted = real[:, 1:].to(entropy.dtype)
+    wanted = ids[:, 1:].flatten()
+    entropy = functional.cross_entropy(logits.flatten(0, 1), wanted, reduction="none")  # rows of logits lie together
+    counted = real[:, 1:].flatten().to(entropy.dtype)
     return (entropy * counted).sum() / counted.sum()
 
 
