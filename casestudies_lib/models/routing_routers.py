@@ -164,9 +164,10 @@ class Adaptive(nn.Module):
         thresholds = 0.3 + 0.5 * self.threshold(hidden).squeeze(-1).sigmoid()
         targets = 1 + (self.most - 1) * self.complexity(hidden).squeeze(-1).sigmoid()
         probabilities = self._noisy(logits).softmax(-1)
-        places = ranked(probabilities)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.kind.differentiable):
+            places = ranked(probabilities)
+            gates = self._gates(hidden, places, thresholds)
         selected = chosen(places, thresholds, targets)
-        gates = self._gates(hidden, places, thresholds)
         weights = self.kind.weigh(gates, selected.to(hidden.dtype), probabilities, targets)
         if self.settings.gradient != "exact":
             weights = Heuristic.apply(logits, weights.detach(), self.settings.strength)
@@ -210,11 +211,12 @@ class Gate:
     weigh: Callable[[PerHead, PerHead, PerHead, PerToken], PerHead]
     sign: float = -1.0
     learned_temperature: bool = False
+    differentiable: bool = True
     noisy: bool = False
 
 
 GATES = {
-    "hard": Gate(_hard),
+    "hard": Gate(_hard, differentiable=False),
     "soft": Gate(_rescaled, sign=1.0),
     "soft, plain": Gate(_plain, sign=1.0),
     "soft, other sign": Gate(_rescaled),

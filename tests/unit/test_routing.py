@@ -284,7 +284,7 @@ def test_auxiliary_losses_are_their_formulas_on_real_tokens():
     torch.testing.assert_close(found["complexity"], (weight.sum() - routing.targets[places].mean()).abs())
     torch.testing.assert_close(found["sparsity"], weight.sum() / 8)
     soft = auxiliary(router("soft")(hidden()), torch.ones(2, 5))
-    assert float(soft["complexity"]) == pytest.approx(0, abs=1e-5)  # rescaled to the target, so nothing is left to lose
+    assert soft["complexity"].item() == pytest.approx(0, abs=1e-5)  # rescaled to the target, so nothing is left to lose
 
 
 def test_every_gate_has_a_router_of_its_name():
