@@ -62,9 +62,9 @@ def backward_check(
 
     Module or parameters, gradients, buffers and generators stay as they were (see `guard.left_as_found`), also after an
     error. Cost: one forward pass and `directions` backward passes, and at most `evaluations` forward passes without a
-    graph (six where all is well), all in float64: ten to sixteen forward-backward passes of your own in float32, more on
-    a batch so small that one pass over the parameters outweighs it. Memory: `directions` + 4 copies of the parameters
-    in float64.
+    graph (six where all is well), all in float64: ten to sixteen forward-backward passes of your own in float32, more
+    on a batch so small that one pass over the parameters outweighs it. Memory: `directions` + 4 copies of the
+    parameters in float64.
 
     Args:
         function: a module, a function of tensors, or an autograd.Function (its `apply` is called).
