@@ -47,10 +47,11 @@ def pages_of(site: Path) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_to_object_to(browser, site, scheme):
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
     page, found = context.new_page(), []
     for name in pages_of(site):
         page.goto((site / name).as_uri(), wait_until="load")
+        page.evaluate("Promise.allSettled(document.getAnimations().map(each => each.finished))")
         violations = Axe().run(page).response["violations"]
         found += [f"{name}: {each['id']}: {each['nodes'][0]['html'][:200]}" for each in violations]
     context.close()
