@@ -29,8 +29,9 @@ COLUMNS = ("tensor", "values", "answer", "gradient ÷ finite difference", "diffe
 BARS = 12
 # Two evaluations show whether the function repeats itself, four give the first slope.
 LEAST_EVALUATIONS = 6
-# What twenty forward-backward passes of a module of so many values pay for; where less is at stake, more may be told.
-EVALUATIONS, MANY_VALUES = 16, 900_000
+# What sixteen forward-backward passes of a module of so many values pay for; where less is at stake, more may be told.
+EVALUATIONS, MANY_VALUES = 10, 900_000
+MOST_EVALUATIONS = 48
 
 
 def backward_check(
@@ -61,9 +62,9 @@ def backward_check(
 
     Module or parameters, gradients, buffers and generators stay as they were (see `guard.left_as_found`), also after an
     error. Cost: one forward pass and `directions` backward passes, and at most `evaluations` forward passes without a
-    graph (six where all is well), all in float64: ten to twenty forward-backward passes of your own in float32, more on
-    a batch so small that one pass over the parameters outweighs it. Memory: `directions` + 4 copies of the parameters
-    in float64.
+    graph (six where all is well), all in float64: ten to sixteen forward-backward passes of your own in float32, more
+    on a batch so small that one pass over the parameters outweighs it. Memory: `directions` + 4 copies of the
+    parameters in float64.
 
     Args:
         function: a module, a function of tensors, or an autograd.Function (its `apply` is called).
@@ -73,7 +74,7 @@ def backward_check(
             directions of the tensors instead, each two forward passes.
         seed: of the random directions.
         tolerance: relative error of a gradient that is accepted.
-        evaluations: most forward passes to spend; more tell more tensors apart where many are wrong. None: 16 for a
+        evaluations: most forward passes to spend; more tell more tensors apart where many are wrong. None: 10 for a
             million values or more, up to 48 for fewer.
         replay: judge a random function on one draw, by giving it the same random numbers in every run.
 
@@ -99,7 +100,7 @@ def backward_check(
         return _untold(f"{reason}; call requires_grad_() on an input")
     if evaluations is None:
         values = sum(tensor.numel() for tensor in subject.tensors.values())
-        evaluations = round(EVALUATIONS * min(max(MANY_VALUES / values, 1.0), 3.0))
+        evaluations = min(round(EVALUATIONS * max(MANY_VALUES / values, 1.0)), MOST_EVALUATIONS)
     notes = [] if subject.inputs or not _floating_inputs(subject) else [unchecked_inputs_note()]
     try:
         with random_left_as_found():

@@ -26,7 +26,7 @@ def build(
         destination: the folder of the site.
         notify: receives the progress of the runs.
         say: receives lines for people.
-        fresh: run every chapter, and compare with what the cache held.
+        fresh: run every chapter, compare with what the cache held, and build the site in any case.
         address: where the site will stand, see `publish`.
 
     Returns:
@@ -44,7 +44,7 @@ def build(
         results = obtain(jobs, notify, fresh=fresh, say=lambda slug, reasons: say(_reason(slug, reasons)), warn=say)
         refuse_differences(jobs, before, results)
         try:
-            publish(results, destination, address)
+            publish(results, destination, address, fresh=fresh)
         except PublishError as error:
             raise Failure(f"the site could not be made: {error}") from error
     except BaseException:

@@ -68,11 +68,12 @@ class Recorder:
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Let what the recorder itself reads pass unrecorded."""
+        before = getattr(self._busy, "yes", False)
         self._busy.yes = True
         try:
             yield
         finally:
-            self._busy.yes = False
+            self._busy.yes = before
 
     def attend(self, action: Callable, *arguments: object) -> None:
         """Run one handler; an error in it must not reach the chapter, but is a doubt."""
@@ -214,14 +215,13 @@ class Recorder:
 
     def changed(self) -> list[str]:
         """Return the names of what is not as it was when it was read first, or was written since."""
-        found = []
-        for name, before in self.states.items():
-            if name.startswith("environment "):
-                continue  # a chapter may set its own variables; what counts is what it was given
-            stamp = _stamp(self.places.path(name)) if name in self.stamps else None
-            if state(name, self.places) != before or stamp != self.stamps.get(name):
-                found.append(name)
-        return found
+        with self.aside():  # to look is not to read
+            # A chapter may set its own variables; what counts is what it was given.
+            return [name for name in list(self.states) if not name.startswith("environment ") and self._differs(name)]
+
+    def _differs(self, name: str) -> bool:
+        stamp = _stamp(self.places.path(name)) if name in self.stamps else None
+        return state(name, self.places) != self.states[name] or stamp != self.stamps.get(name)
 
     def _check_seen(self, file: str) -> None:
         if self.places.is_ours(file) and not self.is_left_out(file):

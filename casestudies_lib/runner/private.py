@@ -60,7 +60,11 @@ def _folders(text: str) -> Iterator[str]:
     for name, folder in (("this casebook", paths.root().absolute()), ("your home", Path.home())):
         # A folder right below the root, such as /root, may be a word of a sentence: then only what lies in it counts.
         end = r"(?![\w-])" if len(folder.parts) > 2 else r"(?=[/\\]\w)"
-        if len(folder.parts) > 1 and re.search(rf"(?<![\w.-]){re.escape(str(folder))}{end}", text):
+        if (
+            len(folder.parts) > 1
+            and str(folder) in text
+            and re.search(rf"(?<![\w.-]){re.escape(str(folder))}{end}", text)
+        ):
             yield f"the folder of {name}"
     if match := _HOME.search(text):
         yield f"a folder of one machine ({match[0][:60]})"

@@ -1,6 +1,5 @@
 """Builds the site from the book's pages and the results of its chapters, and moves it into place only when complete."""
 
-import json
 import os
 import re
 import shutil
@@ -25,9 +24,9 @@ from casestudies_lib.runner.site.lighten import lighten
 from casestudies_lib.runner.site.mend import mend
 from casestudies_lib.runner.site.policy import PolicyError, guard
 from casestudies_lib.runner.site.stage import write_stage
+from casestudies_lib.runner.site.unchanged import MARKER, mark, site_key, stands
 
 TIME_LIMIT = 600  # seconds; a build takes a few
-MARKER = "casebook-site.json"
 _READ = (".html", ".ipynb", ".json", ".txt", ".xml")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -36,13 +35,14 @@ class PublishError(Failure):
     """The site could not be built; the old one is untouched. The message says what to mend."""
 
 
-def publish(results: dict[str, Path], destination: Path, address: str | None = None) -> Path:
-    """Build the site and put it in the place of the old one.
+def publish(results: dict[str, Path], destination: Path, address: str | None = None, *, fresh: bool = False) -> Path:
+    """Build the site and put it in the place of the old one; one that would come out the same stays.
 
     Args:
         results: the folder of a complete run for every chapter in the book's contents, by slug.
         destination: the folder that becomes the site; it may hold an earlier site.
         address: where the site will stand, `https://host/path/`; sitemap and link previews are made for it alone.
+        fresh: build it in any case.
 
     Returns:
         The destination.
@@ -59,6 +59,10 @@ def publish(results: dict[str, Path], destination: Path, address: str | None = N
             write_stage(stage, cases)
             if address:
                 set_address(stage / "_config.yml", address)
+            key = site_key(stage)
+            if not fresh and stands(destination, key):
+                _check_private(destination)  # what counts as a secret may have changed
+                return destination
             site = _build(stage)
             lighten(site)
             mend(site)
@@ -67,7 +71,7 @@ def publish(results: dict[str, Path], destination: Path, address: str | None = N
             raise error if isinstance(error, PublishError) else PublishError(str(error)) from error
         _check_links(site)
         _check_private(site)
-        (site / MARKER).write_text(json.dumps({"chapters": [case.report.slug for case in cases]}), encoding="utf-8")
+        mark(site, [case.report.slug for case in cases], key)
         _move_into_place(site, destination)
     return destination
 

@@ -72,7 +72,11 @@ def main(arguments: list[str]) -> None:
     except Exception as error:
         (address.parent / UNFIT).write_text(f"{error}", encoding="utf-8")
         return
-    request = _serve(address, _Conditions(given, package_parts()))
+    try:
+        request = _serve(address, _Conditions(given, package_parts()))
+    except Exception as error:  # whoever asks next is told, instead of finding nobody
+        (address.parent / UNFIT).write_text(f"the warm process failed: {error!r}", encoding="utf-8")
+        raise
     if request is not None:
         added = {name: value for name, value in os.environ.items() if name not in given}
         _become_kernel(request, marker, added)

@@ -222,3 +222,15 @@ def test_a_text_that_is_displayed_is_no_file_that_was_looked_for(root):
 def test_recording_leaves_the_questions_to_the_system_as_they_were(root):
     cells = "import os\nassert os.stat in os.supports_dir_fd and os.stat in os.supports_follow_symlinks\n"
     assert recorded(root, cells + "assert os.stat('.').st_ino == os.stat(os.open('.', os.O_RDONLY)).st_ino")
+
+
+def test_asking_what_has_changed_records_nothing(root):
+    """A warm process asks before each fork; names that came up while it asked have ended it."""
+    (root / "lib" / "ours.py").write_text("")
+    cells = (
+        "import os, ours\nfrom casestudies_lib.runner import cache_recorder\nos.path.exists('../data/deep/none/x')\n"
+    )
+    cells += "recorder = cache_recorder._running[0]; recorder.note(os.path.abspath('../data/deep'))\n"
+    cells += "before = dict(recorder.states)\n"
+    cells += "assert cache_recorder.changed() == [] and recorder.states == before, set(recorder.states) - set(before)"
+    recorded(root, cells)

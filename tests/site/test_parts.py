@@ -6,6 +6,7 @@ import json
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from casestudies_lib import paths
 from casestudies_lib.claims import Report, ReportError, load_report, report_slugs
@@ -129,6 +130,23 @@ def test_a_sweep_becomes_rows_that_know_their_place_in_the_grid(casebook):
     assert sweeps.read_sweep(load_report("hostile_case")) is None
 
 
+def test_measurements_of_a_sweep_become_a_table_with_a_line_a_setting_and_a_column_a_point(casebook):
+    shown = sweeps.read_sweep(load_report("plain_case")).measures
+    assert '<th scope="col">P1 · loss &lt;b&gt; (nats)</th>' in shown
+    heads = ["epochs 5, router hard", "epochs 5, router soft", "epochs 10, router hard", "epochs 10, router soft"]
+    places = [shown.index(f">{head}</th>") for head in heads]
+    assert places == sorted(places)
+    fault, fix = shown.split("<tbody>")[1].split("<tr>")[1:]
+    assert fault.startswith('<th scope="row">arm fault</th><td>7 <span>[5, 9]</span></td>')
+    assert fix.startswith('<th scope="row">arm fix</th><td>—</td><td>—</td><td>12 <span>[10, 14]</span></td>')
+
+
+def test_a_sweep_without_measurements_has_no_such_table(casebook):
+    line = {"record": "verdict", "claim": "P1", "verdict": "upheld", "value": 1.0, "low": 0.0, "high": 2.0}
+    frame = pd.DataFrame([line | {"param_a": a, "param_seed": 0} for a in (1, 2)])
+    assert sweeps.sweep_of(load_report("plain_case"), frame).measures == ""
+
+
 def test_evidence_of_an_unknown_claim_or_without_a_column_is_refused(casebook):
     frame = pd.DataFrame([{"claim": "X1", "verdict": "upheld", "value": 1.0, "low": 0.0, "high": 2.0, "param_a": 1}])
     with pytest.raises(sweeps.SweepError, match="holds X1"):
@@ -150,6 +168,19 @@ def test_a_figure_becomes_a_file_that_keeps_size_and_words(casebook, cases, tmp_
     assert "stays above the fix" in picture.markup("../")
     assert 'src="../_figures/' in picture.markup("../")
     assert (tmp_path / picture.file).stat().st_size > 0
+
+
+def test_a_kept_figure_is_used_only_if_it_shows_the_same_pixels(casebook, cases, tmp_path):
+    first = pictures.symptom_picture(cases[0].notebook, tmp_path / "first")
+    kept = casebook.root / "_build" / "figures" / first.file
+    good = (tmp_path / "first" / first.file).read_bytes()
+    assert kept.read_bytes() == good
+    Image.new("RGB", (first.width, first.height), "red").save(kept, "WEBP", lossless=True)
+    for damaged in (kept.read_bytes(), good[:20], b""):
+        kept.write_bytes(damaged)
+        pictures.symptom_picture(cases[0].notebook, tmp_path / str(len(damaged)))
+        assert (tmp_path / str(len(damaged)) / first.file).read_bytes() == good
+        assert kept.read_bytes() == good
 
 
 def test_slides_hold_claims_figures_and_verdicts_and_no_script(cases, tmp_path):

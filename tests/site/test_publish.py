@@ -11,7 +11,7 @@ from casestudies_lib.runner import publish as publishing
 from casestudies_lib.runner import results
 from casestudies_lib.runner.errors import Mistake
 from casestudies_lib.runner.publish import MARKER, PublishError, publish
-from casestudies_lib.runner.site import chapter, stage
+from casestudies_lib.runner.site import chapter, stage, unchanged
 from casestudies_lib.runner.site.address import check_address
 
 CHAPTER = "notebooks/1_plain_case.html"
@@ -67,9 +67,83 @@ def test_the_new_site_takes_the_place_of_the_old_one(casebook, old_site, builds)
     before = {slug: content_of(folder) for slug, folder in casebook.results.items()}
     assert publish(casebook.results, casebook.site) == casebook.site
     assert "the new site" in (casebook.site / "index.html").read_text()
-    assert json.loads((casebook.site / MARKER).read_text()) == {"chapters": ["plain_case", "hostile_case"]}
+    assert json.loads((casebook.site / MARKER).read_text())["chapters"] == ["plain_case", "hostile_case"]
     assert {slug: content_of(folder) for slug, folder in casebook.results.items()} == before
-    assert sorted(path.name for path in (casebook.root / "_build").iterdir()) == ["html", "runs", "stage"]
+    assert sorted(path.name for path in (casebook.root / "_build").iterdir()) == ["figures", "html", "runs", "stage"]
+
+
+@pytest.fixture
+def built(casebook, builds):
+    """Publish once, and give tests a function that publishes again and says whether the site was built for it."""
+    publish(casebook.results, casebook.site)
+
+    def again(**options) -> bool:
+        (casebook.site / MARKER).touch()
+        before = casebook.site.stat().st_ino
+        publish(casebook.results, casebook.site, **options)
+        return casebook.site.stat().st_ino != before
+
+    return again
+
+
+def test_a_site_that_would_come_out_the_same_stays(built):
+    assert not built()
+    assert built(fresh=True)
+
+
+def edit_a_page(casebook, monkeypatch):
+    page = casebook.root / "book" / "contributing.md"
+    page.write_text(page.read_text() + "\nOne more sentence.\n")
+
+
+def edit_a_report(casebook, monkeypatch):
+    report = casebook.root / "data" / "reports" / "_later.toml"
+    report.with_name("later_case.toml").write_text(
+        (casebook.root / "data/reports/plain_case.toml").read_text().replace("plain_case", "later_case")
+    )
+
+
+def damage_the_site(casebook, monkeypatch):
+    (casebook.site / "index.html").write_text("something else")
+
+
+def lose_a_file(casebook, monkeypatch):
+    next(path for path in casebook.site.rglob("*.html")).unlink()
+
+
+def add_a_file(casebook, monkeypatch):
+    (casebook.site / "extra.html").write_text("not ours")
+
+
+def damage_the_marker(casebook, monkeypatch):
+    (casebook.site / MARKER).write_text("[")
+
+
+def upgrade_a_package(casebook, monkeypatch):
+    monkeypatch.setattr(unchanged, "package_parts", lambda: {"package sphinx": "99"})
+
+
+def edit_the_runner(casebook, monkeypatch):
+    digest = unchanged.tree_digest
+    monkeypatch.setattr(unchanged, "tree_digest", lambda folder, pattern="*": digest(folder, pattern) + pattern[1:])
+
+
+CHANGES = (
+    edit_a_page, edit_a_report, damage_the_site, lose_a_file, add_a_file, damage_the_marker, upgrade_a_package,
+    edit_the_runner,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_site_that_would_come_out_otherwise_or_was_touched_is_built_again(casebook, built, monkeypatch, change):
+    change(casebook, monkeypatch)
+    assert built()
+
+
+def test_a_site_that_stays_is_still_searched_for_secrets(casebook, built, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "the new site")
+    with pytest.raises(PublishError, match="SOME_TOKEN"):
+        built()
 
 
 def test_a_link_that_sphinx_cannot_see_is_refused(casebook, old_site, builds, monkeypatch):

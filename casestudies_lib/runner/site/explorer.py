@@ -98,7 +98,7 @@ def explorer(sweep: SweptClaims, report: Report, figures: Path) -> str:
         f'<div class="explorer" data-script="../{SCRIPTS}/vega.js">\n'
         f'<img class="casebook-figure explorer-picture" src="../{FOLDER}/{picture.name}" width="{_WIDTH + 60}" '
         f'height="{_HEIGHT + 80}" loading="lazy" alt="{html_text(_alternative(sweep, report, claim, across))}">\n'
-        f'<script type="application/json">{data}</script>\n</div>\n'
+        f'<script type="application/json">{data}</script>\n</div>\n{sweep.measures}'
     )
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from casestudies_lib import paths
 from casestudies_lib.runner.chapters import source_of
+from casestudies_lib.runner.results import replace_file
 
 FOLDER = "_figures"
 _EMBEDDED = re.compile(r'<img class="casebook-figure"[^>]*\balt="([^"]*)"[^>]*src="data:image/png;base64,([^"]+)">')
@@ -51,10 +53,26 @@ def _stored(match: re.Match[str], folder: Path) -> Picture:
     target = folder / f"{hashlib.sha256(content).hexdigest()[:16]}.webp"
     folder.mkdir(parents=True, exist_ok=True)
     with Image.open(io.BytesIO(content)) as image:
-        width, height = image.size
         if not target.exists():
-            image.convert("RGB").save(target, "WEBP", lossless=True, quality=80, method=4)
-    return Picture(target.name, width, height, html.unescape(match[1]))
+            target.write_bytes(_webp(image.convert("RGB"), target.name))
+        return Picture(target.name, *image.size, html.unescape(match[1]))
+
+
+def _webp(image: Image.Image, name: str) -> bytes:
+    """Return a picture as WebP, from an earlier build if one is kept there that shows the same pixels."""
+    kept = paths.build() / "figures" / name
+    try:
+        content = kept.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["WEBP"]) as found:
+            if found.size == image.size and found.convert("RGB").tobytes() == image.tobytes():
+                return content
+    except (OSError, ValueError):
+        pass  # not kept, or damaged: it is made again
+    out = io.BytesIO()
+    image.save(out, "WEBP", lossless=True, quality=80, method=4)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(kept, out.getvalue())
+    return out.getvalue()
 
 
 def symptom_picture(notebook: dict, folder: Path) -> Picture | None:

@@ -9,6 +9,7 @@ from casestudies_lib.claims import Region, Report
 from casestudies_lib.runner import evidence
 from casestudies_lib.runner.chapters import find_chapter
 from casestudies_lib.runner.errors import Failure
+from casestudies_lib.runner.site.sweep_measures import measure_tables
 
 _PREFIX = "param_"
 _NEEDED = ("claim", "verdict", "value", "low", "high")
@@ -21,11 +22,15 @@ class SweepError(Failure):
 
 @dataclass(frozen=True)
 class SweptClaims:
-    """What a sweep found: rows of claim, verdict, value, low, high, seed and one index for each parameter."""
+    """What a sweep found: rows of claim, verdict, value, low, high, seed and one index for each parameter.
+
+    `measures` holds the measurements behind them as tables, in HTML.
+    """
 
     slug: str
     parameters: dict[str, list[str]]
     rows: list[dict]
+    measures: str = ""
 
 
 def read_sweep(report: Report) -> SweptClaims | None:
@@ -60,7 +65,8 @@ def sweep_of(report: Report, frame: pd.DataFrame) -> SweptClaims | None:
     values = {column: sorted(verdicts[column].unique().tolist()) for column in swept}
     rows = [_row(record, values) for record in verdicts.to_dict("records")]
     names = {column.removeprefix(_PREFIX): [_text(value) for value in found] for column, found in values.items()}
-    return SweptClaims(report.slug, names, sorted(rows, key=lambda row: (known.index(row["claim"]), row["seed"])))
+    rows.sort(key=lambda row: (known.index(row["claim"]), row["seed"]))
+    return SweptClaims(report.slug, names, rows, measure_tables(frame, list(names)))
 
 
 def _row(record: dict, values: dict[str, list]) -> dict:
