@@ -1,6 +1,7 @@
 """The command line `casebook`; each command imports what it needs, so that the light ones answer at once."""
 
 import json
+import math
 import signal
 import sys
 from pathlib import Path
@@ -255,14 +256,17 @@ def cache_ls(as_json: AsJson = False) -> None:
 @cache_app.command("gc")
 def cache_gc(
     keep: Annotated[int, typer.Option(min=0, metavar="N", help="newest runs to keep of each chapter")] = 20,
+    keep_gb: Annotated[
+        float, typer.Option(min=0, metavar="GB", help="size to keep; longest unused go first, never what a build needs")
+    ] = math.inf,
     as_json: AsJson = False,
 ) -> None:
     """Remove damaged and old runs from the cache."""
     from dataclasses import asdict
 
-    from casestudies_lib.runner.cache_store import collect
+    from casestudies_lib.runner.cache_bound import tidy
 
-    swept = collect(keep)
+    swept = tidy(keep, keep_gb * 1e9)
     if as_json:
         _print_json(asdict(swept))
         return

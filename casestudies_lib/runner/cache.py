@@ -4,6 +4,7 @@ A hit needs the same key (see `cache_key`), the same state of everything that th
 an entry that matches its own seal (see `cache_store`). Anything else is a miss, which says why.
 """
 
+import contextlib
 import copy
 import json
 from dataclasses import dataclass
@@ -116,6 +117,8 @@ def serve(job: Job, hit: Hit) -> Path:
     """
     notebook, verdicts = _merged(hit.notebook, hit.source, job.chapter.slug)
     provenance = {name: value for name, value in hit.entry.provenance.items() if name != "files"}
+    with contextlib.suppress(OSError):  # a cache that cannot be written serves all the same
+        cache_store.mark_used(hit.entry)
     with results.scratch_folder(job.destination) as scratch:
         return results.write_result(job.destination, scratch, notebook_text(notebook).encode(), verdicts, provenance)
 

@@ -7,9 +7,11 @@ whatever interrupts it leaves a whole entry or none. An entry that does not matc
 import contextlib
 import fcntl
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +56,11 @@ def _entries(slug: str) -> Path:
 
 def _blob(name: str) -> Path:
     return folder() / "notebooks" / name
+
+
+def _use(path: Path) -> Path:
+    """Return the file that says when an entry was last served: a number of the same counter, for clocks go back."""
+    return folder() / "uses" / path.parent.name / path.name
 
 
 def entry_files(slug: str | None = None) -> list[Path]:
@@ -174,6 +181,32 @@ def remove(entry: Entry) -> None:
     entry.path.unlink(missing_ok=True)
 
 
+def mark_used(entry: Entry) -> None:
+    """Note that an entry was served just now.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with locked():
+        _place(_use(entry.path), str(_next_number()).encode())
+
+
+def _last_use(entry: Entry) -> int:
+    try:
+        return max(entry.number, int(_use(entry.path).read_text(encoding="ascii")))
+    except (OSError, ValueError):
+        return entry.number
+
+
+def size_bytes() -> int:
+    """Return what the files of the cache take; one that another casebook removes meanwhile counts as nothing."""
+    total = 0
+    for path in folder().rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
 @dataclass(frozen=True)
 class Swept:
     """What a collection removed, and what it kept."""
@@ -183,11 +216,13 @@ class Swept:
     freed_bytes: int
 
 
-def collect(keep: int) -> Swept:
+def collect(keep: int, limit: float = math.inf, spared: Collection[Path] = ()) -> Swept:
     """Remove damaged entries, all but the newest few of each chapter, and the notebooks that no entry names.
 
     Args:
         keep: entries to keep for each chapter; results of other parameters count too.
+        limit: bytes that entries and notebooks may take after that; those whose last use is longest ago go first.
+        spared: entries that the limit does not touch.
     """
     with locked():
         doomed, kept = [], []
@@ -201,11 +236,31 @@ def collect(keep: int) -> Swept:
             whole.sort(key=lambda entry: entry.number, reverse=True)
             kept += whole[:keep]
             doomed += [entry.path for entry in whole[keep:]]
+        beyond = _beyond(kept, limit, spared)
+        doomed += [entry.path for entry in beyond]
+        kept = [entry for entry in kept if entry not in beyond]
         named = {entry.notebook for entry in kept}
         blobs = [path for path in (folder() / "notebooks").glob("*") if path.name not in named]
         leftovers = [path for path in folder().rglob(f"{_TEMPORARY}*") if path not in blobs]
-        freed = sum(_remove(path) for path in (*doomed, *blobs, *leftovers))
+        uses = [_use(path) for path in doomed if _use(path).exists()]
+        freed = sum(_remove(path) for path in (*doomed, *blobs, *leftovers, *uses))
         return Swept(len(doomed), len(kept), freed)
+
+
+def _beyond(entries: list[Entry], limit: float, spared: Collection[Path]) -> list[Entry]:
+    """Return the entries that have to go so that the others, with their notebooks, fit."""
+    named = Counter(entry.notebook for entry in entries)
+    size = sum(entry.path.stat().st_size for entry in entries) + sum(_blob(name).stat().st_size for name in named)
+    beyond = []
+    for entry in sorted(entries, key=_last_use):
+        if size <= limit:
+            break
+        if entry.path in spared:
+            continue
+        named[entry.notebook] -= 1
+        size -= entry.path.stat().st_size + (0 if named[entry.notebook] else _blob(entry.notebook).stat().st_size)
+        beyond.append(entry)
+    return beyond
 
 
 def _by_chapter() -> list[list[Path]]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from casestudies_lib import paths
-from casestudies_lib.runner import cache, results
+from casestudies_lib.runner import cache, cache_bound, results
 from casestudies_lib.runner.cache_key import Key, changes, everything, key_of, parts
 from casestudies_lib.runner.cache_native import native_readers
 from casestudies_lib.runner.chapters import claim_ids, read_notebook, strict_json, tags_of
@@ -234,7 +234,11 @@ def obtain(
             found[job.chapter.slug] = cache.serve(job, answer)
         else:
             waiting.append(job)
-    return found | (run_side_by_side(waiting, notify, warn) if waiting else {})
+    if waiting:
+        found |= run_side_by_side(waiting, notify, warn)
+        with contextlib.suppress(OSError):  # the results stand; room is made another time
+            cache_bound.keep_within()
+    return found
 
 
 def run_side_by_side(jobs: list[Job], notify: Notify = lambda _: None, warn: Warn = lambda _: None) -> dict[str, Path]:

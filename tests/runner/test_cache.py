@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from casestudies_lib.runner import cache, cache_key, cache_store, environment
+from casestudies_lib.runner import cache, cache_bound, cache_key, cache_store, environment
 from casestudies_lib.runner.cache import Hit, Miss
 from casestudies_lib.runner.chapters import find_chapter, read_notebook
 from casestudies_lib.runner.jobs import prepare
@@ -374,6 +374,68 @@ def test_collecting_keeps_the_newest_runs_and_what_they_need(small):
     assert isinstance(answer(), Hit)
     write("data/a.txt", "0")(small)
     assert isinstance(answer(), Miss)
+
+
+def numbers() -> set[str]:
+    """Return the text that each run in the cache has read, which tells the runs apart."""
+    texts = {cache_key.digest(str(number).encode()): str(number) for number in range(9)}
+    entries = [cache_store.read_entry(path) for path in cache_store.entry_files("tiny")]
+    return {texts[entry.reads["data/a.txt"]] for entry in entries}
+
+
+@pytest.fixture
+def four(small):
+    """A cache of four runs, of which the oldest would be served, and was not since."""
+    for number in (0, 1, 2, 3):
+        write("data/a.txt", str(number))(small)
+        enter(small)
+    write("data/a.txt", "0")(small)
+    return small
+
+
+def test_beyond_a_size_what_was_not_used_for_longest_goes_first(four):
+    write("data/a.txt", "1")(four)
+    cache.serve(prepare(find_chapter("tiny")), answer())
+    one = cache_store.size_bytes() / 4
+    assert cache_store.collect(20, limit=2.5 * one).removed == 2
+    assert numbers() == {"1", "3"}
+
+
+def test_what_a_build_would_be_served_from_stays_whatever_the_size(four):
+    swept = cache_bound.tidy(20, limit=0)
+    assert (swept.removed, swept.kept) == (3, 1)
+    assert numbers() == {"0"}
+    assert isinstance(answer(), Hit)
+
+
+def test_a_run_of_other_parameters_does_not_count_as_what_a_build_needs(four):
+    enter(four, ["rate=0.3"])
+    cache_bound.tidy(20, limit=0)
+    assert isinstance(answer(["rate=0.3"]), Miss)
+    assert isinstance(answer(), Hit)
+
+
+def test_the_files_that_are_left_fit_the_limit_and_a_cache_that_fits_is_left_alone(four):
+    size = cache_store.size_bytes()
+    assert cache_bound.keep_within(size) is None
+    swept = cache_bound.keep_within(size - 1)
+    assert swept.removed > 0
+    assert swept.freed_bytes == size - cache_store.size_bytes()
+    assert cache_store.size_bytes() <= size - 1
+    assert len(list((cache_store.folder() / "notebooks").iterdir())) == swept.kept
+
+
+def test_a_notebook_that_two_runs_share_is_removed_with_the_second_only(small):
+    for assignments in ([], ["rate=0.3"], ["rate=0.4"]):
+        job = prepare(find_chapter("tiny"), assignments)
+        about = {"parameters": job.values, "seconds": 1.0, "started": "2026-01-01T00:00:00+00:00"}
+        cache.enter(job, cache.key(job), {}, b"{}" * 5000, [], about)
+    (blob,) = (cache_store.folder() / "notebooks").iterdir()
+    entry = cache_store.entry_files("tiny")[0].stat().st_size
+    swept = cache_store.collect(20, limit=10000 + 1.5 * entry)
+    assert (swept.removed, blob.exists()) == (2, True)
+    assert cache_store.collect(20, limit=0).removed == 1
+    assert not blob.exists()
 
 
 def test_a_served_result_has_the_prose_as_it_stands_and_the_outputs_as_they_were(small):

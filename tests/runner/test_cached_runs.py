@@ -6,7 +6,7 @@ import shutil
 import nbformat
 import pytest
 
-from casestudies_lib.runner import build, cache_compare
+from casestudies_lib.runner import build, cache_bound, cache_compare
 from casestudies_lib.runner.chapters import all_chapters, find_chapter, read_notebook
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.execute import obtain
@@ -112,6 +112,23 @@ def test_cache_ls_says_what_would_be_served_and_gc_makes_room(two):
     swept = json.loads(two.casebook("cache", "gc", "--keep", "0", "--json").stdout)
     assert (swept["removed"], swept["kept"]) == (2, 0)
     assert json.loads(two.casebook("cache", "ls", "--json").stdout) == []
+
+
+def test_cache_gc_keeps_to_a_size_and_spares_what_a_build_needs(two):
+    obtained()
+    (two.root / "data" / "second.txt").write_text("new")
+    swept = json.loads(two.casebook("cache", "gc", "--keep-gb", "0", "--json").stdout)
+    assert (swept["removed"], swept["kept"]) == (1, 1)
+    assert [row["chapter"] for row in json.loads(two.casebook("cache", "ls", "--json").stdout)] == ["tiny"]
+
+
+def test_a_cache_that_has_outgrown_its_limit_is_made_smaller_after_a_run(two, monkeypatch):
+    obtained()
+    (two.root / "data" / "second.txt").write_text("new")
+    monkeypatch.setattr(cache_bound.keep_within, "__defaults__", (1,))
+    obtained()
+    rows = json.loads(two.casebook("cache", "ls", "--json").stdout)
+    assert [(row["chapter"], row["state"]) for row in rows] == [("second", "served"), ("tiny", "served")]
 
 
 def test_a_fresh_build_that_differs_from_the_cached_one_is_a_failure_and_neither_stays(two, monkeypatch):

@@ -172,15 +172,35 @@ def test_a_child_that_left_everything_behind_is_ended_with_its_forked_kernel(boo
     assert book.survivors() == []
 
 
-@pytest.fixture
-def in_a_cell(book, local):
-    """A `casebook run` whose forked kernel is inside a cell that holds the interpreter lock."""
+def into_a_cell(book):
+    """Start `casebook run` and return once its forked kernel is inside a cell that holds the interpreter lock."""
     book.write_chapter("tiny", ("print('here', flush=True)", STUBBORN))
     process = book.start("run", "tiny")
     deadline = time.monotonic() + 40
     while "code cell 3" not in (line := process.stderr.readline()) and time.monotonic() < deadline and line:
         pass
-    return book, process
+    return process
+
+
+@pytest.fixture
+def in_a_cell(book, local):
+    """A `casebook run` whose forked kernel is inside a cell that holds the interpreter lock."""
+    return book, into_a_cell(book)
+
+
+@pytest.mark.fault("The process that kernels are forked from is killed by SIGKILL while a cell runs")
+def test_the_death_of_the_warm_process_fails_the_run_and_costs_nothing_else(book, local, observed):
+    assert book.casebook("run", "tiny").returncode == 0
+    folder = book.runs / "tiny"
+    assert read_provenance(book)["kernel"] == "forked"
+    earlier, process = book.stored_in(folder), into_a_cell(book)
+    (warm,) = [p for p in book.survivors() if runs(p, "runner.warm_server")]
+    warm.kill()
+    status, said = process.wait(15), book.messages(process.stderr.read())
+    proof = [book.spared(folder, earlier), book.all_ended(5)]
+    book.write_chapter("tiny", ("print('here', flush=True)",))
+    proof += [book.runs_again("run", "tiny"), book.one_whole_result(folder)]
+    observed(said, status, proof, {book.root: "BOOK"})
 
 
 @pytest.mark.parametrize("victim", ["runner.warm_server", "runner.worker"])
