@@ -15,6 +15,9 @@ from casestudies_lib import cohort
 from casestudies_lib.cohort import CohortError, train, train_one_by_one
 from casestudies_lib.models.blocks import Dropout
 from casestudies_lib.models.distillation import LanguageModel, Sizes
+from casestudies_lib.models.gates import switches as gates
+from casestudies_lib.models.gates.model import GatedModel
+from casestudies_lib.models.gates.switches import Switches
 
 
 class Rows(NamedTuple):
@@ -104,6 +107,33 @@ def test_a_transformer_with_tied_weights_agrees_with_the_loop():
 
     models = [LanguageModel(sizes, torch.Generator().manual_seed(seed)) for seed in range(3)]
     together, apart, _ = both(models, next_token, texts, adamw, limit=1.0)
+    assert torch.allclose(together, apart, rtol=1e-5, atol=1e-5)
+
+
+SWITCHES = {
+    "plain": Switches(),
+    "five mechanisms": Switches(
+        reciprocal="transpose", latent=8, head_gate="past_tokens", cross_token=True, reciprocal_mlp="both"
+    ),
+    "planted branch": Switches(planted="useful"),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_the_gated_models_of_a_chapter_agree_with_the_loop_over_fifty_steps(name):
+    """At chapter 3's sizes, where the chapter itself trains a cohort."""
+    sizes = gates.Sizes(vocab=60, tokens=32, dim=32, heads=4, blocks=2)
+
+    def texts():
+        generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+        for _ in range(50):
+            yield [(torch.randint(60, (1, 33), generator=g), torch.randn(1, 32, 32, generator=g)) for g in generators]
+
+    def next_token(model, batch):
+        return functional.cross_entropy(model(batch[0][:, :-1], batch[1]).mT, batch[0][:, 1:])
+
+    models = [GatedModel(sizes, SWITCHES[name], torch.Generator().manual_seed(seed)) for seed in range(4)]
+    together, apart, _ = both(models, next_token, texts, adamw)
     assert torch.allclose(together, apart, rtol=1e-5, atol=1e-5)
 
 
