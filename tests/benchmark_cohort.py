@@ -1,7 +1,7 @@
 """Many seeds at once against a loop, at the chapters' own sizes; part of `make bench`.
 
-Chapter 3 trains a cohort, and its sizes are chosen for it. The others' are not: where a batch holds enough arithmetic,
-a cohort wins little or loses, and those chapters train seed by seed.
+Chapter 3 trains a cohort. In the others a batch holds so much arithmetic that a cohort wins little or loses; they train
+seed by seed.
 
 Random dropout cannot run under `vmap`, so chapter 1's models are measured at rate 0, and a mean over a boolean mask is
 written with the mask as factor, in both ways alike. CPU seconds, not the clock: the ratio is for one thread, and the
@@ -94,17 +94,17 @@ def domino_loss(model: nn.Module, batch: Examples) -> Tensor:
     return q_loss + 0.5 * (answers.value - batch.value).square().mean()
 
 
-def chapter_3() -> tuple[str, Callable, Callable, Callable]:
+def chapter_3(texts: int) -> tuple[str, Callable, Callable, Callable]:
     sizes = gates.Sizes(vocab=60, tokens=32, dim=32, heads=4, blocks=2)
 
     def build(seed: int) -> nn.Module:
         return GatedModel(sizes, gates.Switches(), seeded(seed))
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        window = torch.randint(sizes.vocab, (1, 33), generator=generator)
-        return window, torch.randn(1, 32, sizes.dim, generator=generator)
+        window = torch.randint(sizes.vocab, (texts, 33), generator=generator)
+        return window, torch.randn(texts, 32, sizes.dim, generator=generator)
 
-    return "chapter 3, one text of 32 characters", build, gated_loss, draw
+    return f"chapter 3, {texts} texts of 32 characters", build, gated_loss, draw
 
 
 def gated_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
