@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,7 +12,18 @@ from PIL import Image
 from casestudies_lib import paths
 from casestudies_lib.claims import Report, ReportError, load_report, report_slugs
 from casestudies_lib.runner.results import FAILED, SEAL, ResultError
-from casestudies_lib.runner.site import lessons, mend, pictures, policy, reproduce, slides, sweeps, symptoms, teaching
+from casestudies_lib.runner.site import (
+    explorer,
+    lessons,
+    mend,
+    pictures,
+    policy,
+    reproduce,
+    slides,
+    sweeps,
+    symptoms,
+    teaching,
+)
 from casestudies_lib.runner.site.case import read_case
 
 
@@ -139,6 +151,14 @@ def test_measurements_of_a_sweep_become_a_table_with_a_line_a_setting_and_a_colu
     fault, fix = shown.split("<tbody>")[1].split("<tr>")[1:]
     assert fault.startswith('<th scope="row">arm fault</th><td>7 <span>[5, 9]</span></td>')
     assert fix.startswith('<th scope="row">arm fix</th><td>—</td><td>—</td><td>12 <span>[10, 14]</span></td>')
+
+
+def test_the_explorer_opens_at_a_claim_whose_verdict_the_parameters_change(casebook):
+    found = sweeps.read_sweep(load_report("plain_case"))
+    flat = [row | {"verdict": "upheld"} if row["claim"] == "P1" else row for row in found.rows]
+    assert explorer._first_shown(found) == "P1"
+    assert explorer._first_shown(replace(found, rows=flat)) == "P2"
+    assert explorer._first_shown(replace(found, rows=flat[:12])) == "P1"
 
 
 def test_a_sweep_without_measurements_has_no_such_table(casebook):

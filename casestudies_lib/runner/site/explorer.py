@@ -82,7 +82,7 @@ def explorer(sweep: SweptClaims, report: Report, figures: Path) -> str:
         report: the chapter's report.
         figures: the folder that the picture is written to.
     """
-    claim, across = sweep.rows[0]["claim"], next(iter(sweep.parameters))
+    claim, across = _first_shown(sweep), next(iter(sweep.parameters))
     spec = chart(sweep, report, claim, across).to_dict()
     figures.mkdir(parents=True, exist_ok=True)
     picture = figures / f"explorer-{sweep.slug}.svg"
@@ -100,6 +100,14 @@ def explorer(sweep: SweptClaims, report: Report, figures: Path) -> str:
         f'height="{_HEIGHT + 80}" loading="lazy" alt="{html_text(_alternative(sweep, report, claim, across))}">\n'
         f'<script type="application/json">{data}</script>\n</div>\n{sweep.measures}'
     )
+
+
+def _first_shown(sweep: SweptClaims) -> str:
+    """Return the first claim whose verdict depends on the parameters; the first of all where none does."""
+    verdicts: dict[str, set[str]] = {}
+    for row in sweep.rows:
+        verdicts.setdefault(row["claim"], set()).add(row["verdict"])
+    return next((claim for claim, found in verdicts.items() if len(found) > 1), next(iter(verdicts)))
 
 
 def _alternative(sweep: SweptClaims, report: Report, claim: str, across: str) -> str:
