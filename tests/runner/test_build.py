@@ -25,7 +25,7 @@ def published(monkeypatch):
     """Replace the publisher, which is tested elsewhere, by one that notes what it receives."""
     calls = []
 
-    def publish(results, destination, address=None):
+    def publish(results, destination, address=None, *, fresh=False):
         calls.append(results)
         destination.mkdir(parents=True, exist_ok=True)
         (destination / "index.html").write_text("new")
@@ -87,7 +87,7 @@ def test_a_failing_build_leaves_the_site_that_another_build_finished_meanwhile(b
 
 
 def test_a_publisher_that_fails_is_one_line(book, published, old_site, monkeypatch):
-    def refuse(results, destination, *_options):
+    def refuse(results, destination, address=None, *, fresh=False):
         raise PublishError("a reference is broken")
 
     published.module.publish = refuse
