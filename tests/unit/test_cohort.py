@@ -121,13 +121,13 @@ SWITCHES = {
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_the_gated_models_of_a_chapter_agree_with_the_loop_over_fifty_steps(name):
-    """At chapter 3's sizes, where the chapter itself trains a cohort."""
+    """At chapter 3's sizes, fewer seeds aside, where the chapter itself trains a cohort."""
     sizes = gates.Sizes(vocab=60, tokens=32, dim=32, heads=4, blocks=2)
 
     def texts():
         generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
         for _ in range(50):
-            yield [(torch.randint(60, (4, 33), generator=g), torch.randn(4, 32, 32, generator=g)) for g in generators]
+            yield [(torch.randint(60, (1, 33), generator=g), torch.randn(1, 32, 32, generator=g)) for g in generators]
 
     def next_token(model, batch):
         return functional.cross_entropy(model(batch[0][:, :-1], batch[1]).mT, batch[0][:, 1:])
