@@ -24,7 +24,8 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#dddddd",
-    "legend.frameon": False,
+    "legend.edgecolor": "none",  # an opaque ground, so that no line runs through a word
+    "legend.framealpha": 0.85,
     "legend.fontsize": 11,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
