@@ -1,6 +1,8 @@
 """The generated parts: texts are shown and never obeyed, counts add up, and a result that is not true is refused."""
 
+import inspect
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from casestudies_lib import probes
 from casestudies_lib.claims import load_report
 from casestudies_lib.runner import results
 from casestudies_lib.runner.results import ResultError
@@ -141,7 +144,9 @@ def test_the_run_table_says_when_how_long_and_with_what(casebook):
 
 def test_the_probe_table_holds_the_probes_of_the_package_and_none_of_their_helpers():
     rows = reproduce.probe_table().split("<tbody>")[1]
-    assert "idle_parameters" in rows
+    offered = {name for name in probes.__all__ if inspect.isfunction(getattr(probes, name))}
+    assert set(re.findall(r"<code>(\w+)</code></t", rows)) == offered
+    assert "stepping" in offered  # it returns a watcher, not a result
     assert "signals" not in rows
 
 

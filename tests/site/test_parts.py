@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -13,6 +14,7 @@ from casestudies_lib import paths
 from casestudies_lib.claims import Report, ReportError, load_report, report_slugs
 from casestudies_lib.runner.results import FAILED, SEAL, ResultError
 from casestudies_lib.runner.site import (
+    citations,
     explorer,
     lessons,
     mend,
@@ -215,11 +217,64 @@ def test_slides_hold_claims_figures_and_verdicts_and_no_script(cases, tmp_path):
     assert "data:image/png" in alone
 
 
+def test_a_trial_asks_on_one_slide_and_answers_on_the_next_with_what_was_measured(cases, tmp_path):
+    shown = re.findall(r"<section.*?</section>", slides.slide_page(cases[0], tmp_path), re.DOTALL)
+    [answer] = [place for place, slide in enumerate(shown) if "casebook-verdict" in slide]
+    heading = re.search("<h2>.*?</h2>", shown[answer])[0]
+    assert heading in shown[answer - 1]
+    assert "✗ refuted" not in shown[answer - 1]
+    assert "Measured: " in shown[answer]
+
+
+def text_cell(text):
+    return {"cell_type": "markdown", "source": text}
+
+
+def printing(text):
+    return {"cell_type": "code", "source": "", "outputs": [{"text": [text]}]}
+
+
+@pytest.mark.parametrize(
+    ("cells", "lead"),
+    [
+        (
+            [text_cell("It works. Again:"), printing("loss 1 <b>\n")],
+            "<p>It works. Again:</p>\n<pre>loss 1 &lt;b&gt;</pre>\n",
+        ),
+        ([text_cell("It works. Again:")], "<p>It works.</p>\n"),
+        ([text_cell("Again:")], ""),
+        ([text_cell("Two:\n\n- one\n- more")], "<p>Two:</p>\n<ul>\n<li>one</li>\n<li>more</li>\n</ul>\n"),
+    ],
+)
+def test_a_slide_ends_with_a_colon_only_before_what_it_announces(cells, lead):
+    assert slides._lead(cells) == lead
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("noise {cite}`bengio2013estimating,jang2017gumbel`.", "noise (Bengio et al., 2013; Jang et al., 2017)."),
+        ("{cite:t}`bengio2013estimating` say", " Bengio et al. (2013) say"),
+        ("nothing {cite}`nobody1900`.", "nothing."),
+    ],
+)
+def test_a_citation_on_a_slide_is_author_and_year(text, shown):
+    assert citations.with_citations(text) == shown
+
+
 def test_the_teaching_page_plans_fifty_minutes_around_the_trials_that_surprise(cases):
     page = teaching.teaching_page(cases)
     assert [verdict.id for verdict in teaching.central_trials(cases[0])] == ["P2", "P4"]
-    for part in ("47–50", "slides/1_plain_case.html", "casebook teach plain_case", "Expect: **41.** It is near."):
+    for part in (
+        "47–50",
+        "slides/1_plain_case.html",
+        "casebook teach plain_case",
+        "Wrong answer to expect: **41.** It is near.",
+    ):
         assert part in page
+    folded = page.split("{dropdown} The right answer")[1].split("::::")[0]
+    assert "42" in folded
+    assert "check_1(" not in folded
 
 
 def test_a_failed_run_that_left_no_result_stops_the_build_with_the_command_that_mends_it(casebook):

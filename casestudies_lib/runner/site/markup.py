@@ -39,6 +39,12 @@ def myst_text(text: object) -> str:
     return _PUNCTUATION.sub(r"\\\1", visible(text))
 
 
+def fenced(code: str) -> str:
+    """Return Python code as a Markdown block, within a fence longer than any that the code holds."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", code))])
+    return f"{fence}python\n{code.strip()}\n{fence}"
+
+
 def badge(verdict: str) -> str:
     """Return a verdict as symbol and word, so that colour is never the only sign."""
     return f'<span class="verdict {verdict}"><span aria-hidden="true">{SYMBOLS[verdict]}</span> {verdict}</span>'

@@ -62,8 +62,10 @@ def _said(row: FaultRow) -> str:
 
 
 def probe_table() -> str:
-    """Return an HTML table of the probes that the package holds, read from their source without importing them."""
-    rows = [row for path in sorted(_probe_folder().glob("[a-z]*.py")) if (row := _probe_row(path))]
+    """Return an HTML table of the probes that the package offers, read from its source without importing torch."""
+    offered = ast.parse((_probe_folder() / "__init__.py").read_text(encoding="utf-8")).body
+    modules = [node.module.split(".")[-1] for node in offered if isinstance(node, ast.ImportFrom) and node.module]
+    rows = [row for module in modules if (row := _probe_row(_probe_folder() / f"{module}.py"))]
     return table("Probes", ("Probe", "What it finds"), rows, "probes")
 
 
@@ -72,10 +74,10 @@ def _probe_folder() -> Path:
 
 
 def _probe_row(path: Path) -> tuple[str, str] | None:
+    """Return name and first paragraph of the function that a module is named after, if there is one."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body:
-        returned = ast.unparse(node.returns) if isinstance(node, ast.FunctionDef) and node.returns else ""
-        if returned == "ProbeResult" and node.name == path.stem:
-            first_line = (ast.get_docstring(node) or "").split("\n\n")[0]
-            return f"<code>{html_text(node.name)}</code>", html_prose(first_line)
+        if isinstance(node, ast.FunctionDef) and node.name == path.stem:
+            first_paragraph = (ast.get_docstring(node) or "").split("\n\n")[0]
+            return f"<code>{html_text(node.name)}</code>", html_prose(first_paragraph)
     return None

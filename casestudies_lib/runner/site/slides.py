@@ -7,7 +7,8 @@ from markdown_it import MarkdownIt
 
 from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import badge, html_prose, html_text, tally
+from casestudies_lib.runner.site.citations import with_citations
+from casestudies_lib.runner.site.markup import badge, html_prose, html_text, measured, tally
 from casestudies_lib.runner.site.pictures import extracted
 
 _TARGET_LINE = re.compile(r"^\([^()\s]+\)=\s*\n", re.MULTILINE)
@@ -15,7 +16,8 @@ _HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
 _ROLE = re.compile(r"\{[a-z:]+\}`([^`]*)`")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _FIGURE = re.compile(r"<img class=\"casebook-figure\"[^>]*>")
-_VERDICT = re.compile(r'<p class="casebook-verdict.*?</p>', re.DOTALL)
+_VERDICT = re.compile(r'<p class="casebook-verdict[^>]*>\s*(?:<[^>]*>)*\s*(\w+).*?</p>', re.DOTALL)
+_MISSED = "What the report missed"
 _SKIPPED = ("Place your bets", "Verdicts", "Sources", "Exercises")
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -38,7 +40,7 @@ _PAGE = """<!DOCTYPE html>
 
 def slide_page(case: Case, figures: Path) -> str:
     """Return the slides as a page of the site, in its folder `slides`; `figures` is the folder of figures."""
-    sections = [_section(title, cells, figures) for title, cells in _sections(case.notebook)]
+    sections = _trials(case, figures)
     title = f'{_title(case)}<p><a href="../{case.page}">The whole chapter</a></p>'
     verdicts = _verdicts(case, [case.trial_link(verdict.id, "../") for verdict in case.verdicts])
     return _page(case, '<link rel="stylesheet" href="slides.css">', [title, _bets(case), *sections, verdicts])
@@ -46,9 +48,13 @@ def slide_page(case: Case, figures: Path) -> str:
 
 def slide_file(case: Case, style: str) -> str:
     """Return the slides as one file that needs nothing beside it; `style` is the text of the style sheet."""
-    sections = [_section(title, cells, None) for title, cells in _sections(case.notebook)]
+    sections = _trials(case, None)
     verdicts = _verdicts(case, [html_text(verdict.id) for verdict in case.verdicts])
     return _page(case, f"<style>\n{style}</style>", [_title(case), _bets(case), *sections, verdicts])
+
+
+def _trials(case: Case, figures: Path | None) -> list[str]:
+    return [slide for title, cells in _sections(case.notebook) for slide in _section(case, title, cells, figures)]
 
 
 def _page(case: Case, style: str, slides: list[str]) -> str:
@@ -91,31 +97,81 @@ def _sections(notebook: dict) -> list[tuple[str, list[dict]]]:
     return [(title, cells) for title, cells in found if title not in _SKIPPED]
 
 
-def _section(title: str, cells: list[dict], figures: Path | None) -> str:
-    """Return one slide: heading, lead sentence, figures, verdict; empty where a section shows nothing."""
+def _section(case: Case, title: str, cells: list[dict], figures: Path | None) -> list[str]:
+    """Return a section's slides: the question; figures and verdict after it, so that a class bets before it sees them.
+
+    A section that shows nothing has no slide. The one about what the report missed keeps its bold conclusions too.
+    """
     shown = "\n".join(text for cell in cells for text in _outputs(cell))
     pictures = [extracted(each, figures, "../") if figures else each for each in _FIGURE.findall(shown)]
-    verdicts = _VERDICT.findall(shown)
-    lead = _lead(source_of(cells[0]))
-    if not (lead or pictures or verdicts):
-        return ""
-    rows = "".join(f"<figure>{picture}</figure>" for picture in pictures[:2])
-    return f"<h2>{_inline(title)}</h2>\n{lead}{rows}{''.join(verdicts)}"
+    tried = [(found[0], _measured(case, found[1])) for found in _VERDICT.finditer(shown)]
+    answer = "".join(f"<figure>{picture}</figure>" for picture in pictures[:2])
+    answer += "".join(verdict + evidence for verdict, evidence in tried)
+    heading = f"<h2>{_inline(title)}</h2>\n"
+    question = _lead(cells) or "".join(_asked(case, found[1]) for found in _VERDICT.finditer(shown))
+    missed = _conclusions(cells) if title == _MISSED else []
+    bodies = [question, answer] if tried else [question + answer, *missed]
+    return [heading + body for body in bodies if body]
 
 
 def _outputs(cell: dict) -> list[str]:
     return ["".join(output.get("data", {}).get("text/html", "")) for output in cell.get("outputs", [])]
 
 
-def _lead(text: str) -> str:
-    """Return the first paragraph of a section as HTML, where it is prose."""
-    first = _TARGET_LINE.sub("", text).strip().split("\n\n")[0]
+def _measured(case: Case, claim_id: str) -> str:
+    verdicts = [verdict for verdict in case.verdicts if verdict.id == claim_id]
+    return "".join(f'<p class="fine">Measured: {measured(verdict)}</p>' for verdict in verdicts)
+
+
+def _asked(case: Case, claim_id: str) -> str:
+    """Return the claim and what is measured, for a trial whose section opens with code."""
+    verdicts = [verdict for verdict in case.verdicts if verdict.id == claim_id]
+    return "".join(
+        f'<p>The claim: {html_prose(v.says)}.</p>\n<p class="fine">Measured is: {html_prose(v.measure)}.</p>'
+        for v in verdicts
+    )
+
+
+def _lead(cells: list[dict]) -> str:
+    """Return the first paragraph of a section as HTML, where it is prose, with what its colon announces."""
+    paragraphs = _paragraphs(cells[0])
+    first = paragraphs[0] if paragraphs else ""
     if not first or first.startswith(("```", ":::", "- ", "|", "$$", "#", "<")):
         return ""
-    return f"<p>{_inline(first)}</p>\n"
+    announced = ""
+    if first.endswith(":"):
+        announced = _block(paragraphs[1]) if len(paragraphs) > 1 else _printed(cells[1:])
+        first = first if announced else " ".join(re.split(r"(?<=[.?!])\s+", first)[:-1])
+    return f"<p>{_inline(first)}</p>\n{announced}" if first else ""
+
+
+def _conclusions(cells: list[dict]) -> list[str]:
+    """Return the later paragraphs that open in bold, a slide each."""
+    later = [paragraph for cell in cells[1:] if cell["cell_type"] == "markdown" for paragraph in _paragraphs(cell)]
+    return [f"<p>{_inline(paragraph)}</p>" for paragraph in later if paragraph.startswith("**")]
+
+
+def _paragraphs(cell: dict) -> list[str]:
+    return [part.strip() for part in _TARGET_LINE.sub("", source_of(cell)).split("\n\n") if part.strip()]
+
+
+def _printed(cells: list[dict]) -> str:
+    """Return what the cell after the text prints, if that is code: at most eight lines."""
+    if not cells or cells[0]["cell_type"] != "code":
+        return ""
+    texts = ["".join(output.get("text", "")) for output in cells[0].get("outputs", [])]
+    lines = "".join(texts).strip().splitlines()[:8]
+    return f"<pre>{html_text(chr(10).join(lines))}</pre>\n" if lines else ""
+
+
+def _block(text: str) -> str:
+    return MarkdownIt("commonmark", {"html": False}).render(_plain(text))
 
 
 def _inline(text: str) -> str:
     """Return Markdown as HTML; roles and links keep their text alone, raw HTML is shown and not obeyed."""
-    plain = _LINK.sub(r"\1", _ROLE.sub(r"\1", text)).replace("$", "")
-    return MarkdownIt("commonmark", {"html": False}).renderInline(plain)
+    return MarkdownIt("commonmark", {"html": False}).renderInline(_plain(text))
+
+
+def _plain(text: str) -> str:
+    return _LINK.sub(r"\1", _ROLE.sub(r"\1", with_citations(text))).replace("$", "")

@@ -1,11 +1,13 @@
 """What a teacher needs of each chapter: a plan of fifty minutes, bets, exercises and the wrong answers to expect."""
 
+import re
 from collections.abc import Sequence
 
 from casestudies_lib.claims import Verdict
+from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.exercises import Exercise, exercises_of
 from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import badge, counted, html_prose, html_text, myst_text, table
+from casestudies_lib.runner.site.markup import badge, counted, fenced, html_prose, html_text, myst_text, table
 
 _INSTRUCTIVE = ("uninformative", "refuted", "inconclusive", "upheld", "untested")
 
@@ -63,5 +65,11 @@ def _bets(case: Case) -> str:
 
 
 def _exercise(exercise: Exercise) -> str:
-    wrong = f"\n\nExpect: {exercise.wrong}" if exercise.wrong else ""
-    return f"**{exercise.number} · {exercise.kind}.** {exercise.question}{wrong}"
+    wrong = f"\n\nWrong answer to expect: {exercise.wrong}" if exercise.wrong else ""
+    return f"**{exercise.number} · {exercise.kind}.** {exercise.question}{wrong}\n\n{_right_answer(exercise)}"
+
+
+def _right_answer(exercise: Exercise) -> str:
+    """Return the code of the solution, folded, without the line that only asks the check."""
+    code = re.sub(rf"\n*^check_{exercise.number}\(.*\)\s*\Z", "", source_of(exercise.solution), flags=re.MULTILINE)
+    return f"::::{{dropdown}} The right answer\n{fenced(code)}\n::::"
