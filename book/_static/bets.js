@@ -30,6 +30,15 @@
     return select;
   };
 
+  // A phone lays each claim out as a block; said roles keep it a table for a screen reader.
+  const ROLES = { table: "table", thead: "rowgroup", tbody: "rowgroup", tr: "row", td: "cell" };
+  const keepTable = (table) => {
+    for (const part of [table, ...table.querySelectorAll("thead, tbody, tr, td, th")]) {
+      const role = ROLES[part.localName] || (part.closest("thead") ? "columnheader" : part.localName === "th" ? "rowheader" : "");
+      if (role) part.setAttribute("role", role);
+    }
+  };
+
   const won = (bet, verdict) => (bet === "something else" ? !["upheld", "refuted"].includes(verdict) : bet === verdict);
 
   const start = () => {
@@ -63,6 +72,8 @@
       if (cells.has(claim)) row.append(element("td")), row.lastChild.append(choice(claim, bets, compare));
       else row.append(element("td"));
     }
+    table.classList.add("bets");
+    keepTable(table.querySelector("table"));
     const clear = element("button", { type: "button", className: "quiet-button", textContent: "Clear my bets" });
     clear.addEventListener("click", () => {
       for (const claim of Object.keys(bets)) delete bets[claim];

@@ -251,6 +251,25 @@ def test_a_slide_ends_with_a_colon_only_before_what_it_announces(cells, lead):
 
 
 @pytest.mark.parametrize(
+    ("cells", "shown"),
+    [
+        ([text_cell("**Proven.** It is both.")], ["<p><strong>Proven.</strong> It is both.</p>"]),
+        ([text_cell("**Open.** Why? It shows:"), text_cell("")], ["<p><strong>Open.</strong> Why?</p>"]),
+        (
+            [text_cell("**A.** So:\n\nit is."), text_cell("More.")],
+            ["<p><strong>A.</strong> So:</p><p>it is.</p>"],
+        ),
+        (
+            [text_cell("**Cause.** Which?"), printing("both\n"), text_cell("The pass.")],
+            ["<p><strong>Cause.</strong> Which?</p><pre>both</pre>\n<p>The pass.</p>"],
+        ),
+    ],
+)
+def test_a_conclusion_s_slide_goes_on_to_what_it_asks_for(cells, shown):
+    assert slides._conclusions([text_cell("lead"), *cells]) == shown
+
+
+@pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("noise {cite}`bengio2013estimating,jang2017gumbel`.", "noise (Bengio et al., 2013; Jang et al., 2017)."),

@@ -141,14 +141,38 @@ def _lead(cells: list[dict]) -> str:
     announced = ""
     if first.endswith(":"):
         announced = _block(paragraphs[1]) if len(paragraphs) > 1 else _printed(cells[1:])
-        first = first if announced else " ".join(re.split(r"(?<=[.?!])\s+", first)[:-1])
+        first = first if announced else _without_last_sentence(first)
     return f"<p>{_inline(first)}</p>\n{announced}" if first else ""
 
 
 def _conclusions(cells: list[dict]) -> list[str]:
-    """Return the later paragraphs that open in bold, a slide each."""
-    later = [paragraph for cell in cells[1:] if cell["cell_type"] == "markdown" for paragraph in _paragraphs(cell)]
-    return [f"<p>{_inline(paragraph)}</p>" for paragraph in later if paragraph.startswith("**")]
+    """Return the later paragraphs that open in bold, a slide each, with what their end asks for."""
+    parts = [(kind, text) for cell in cells[1:] for kind, text in _parts(cell)]
+    return [_carried_on(parts[place:]) for place, (kind, text) in enumerate(parts) if text.startswith("**")]
+
+
+def _parts(cell: dict) -> list[tuple[str, str]]:
+    if cell["cell_type"] == "markdown":
+        return [("text", paragraph) for paragraph in _paragraphs(cell)]
+    return [("printed", printed)] if (printed := _printed([cell])) else []
+
+
+def _carried_on(parts: list[tuple[str, str]]) -> str:
+    """Return the first part and those that it leads to, as HTML; a colon before nothing goes, with its sentence."""
+    (_, last), *rest = parts
+    html = []
+    while last.endswith((":", "?")) and rest:
+        html.append(f"<p>{_inline(last)}</p>")
+        while rest and rest[0][0] == "printed":
+            html.append(rest.pop(0)[1])
+        last = rest.pop(0)[1] if rest and (last.endswith("?") or html[-1].startswith("<p>")) else ""
+    if last.endswith(":"):
+        last = _without_last_sentence(last)
+    return "".join([*html, f"<p>{_inline(last)}</p>" if last else ""])
+
+
+def _without_last_sentence(text: str) -> str:
+    return " ".join(re.split(r"(?<=[.?!])\s+", text)[:-1])
 
 
 def _paragraphs(cell: dict) -> list[str]:
