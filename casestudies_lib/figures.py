@@ -24,8 +24,7 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#dddddd",
-    "legend.edgecolor": "none",  # an opaque ground, so that no line runs through a word
-    "legend.framealpha": 0.85,
+    "legend.frameon": False,
     "legend.fontsize": 11,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -92,6 +91,16 @@ def bands(area: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], sty
     area.fill_between(x, stacked.min(axis=0), stacked.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
 
 
+def _put_legend_below(area: Axes) -> None:
+    """Write the legend under the axes, where neither hides the other, and make the figure taller by its rows."""
+    labels = area.get_legend_handles_labels()[1]
+    if not labels:
+        return
+    columns = 2 if max(map(len, labels)) <= 28 else 1
+    area.figure.set_figheight(area.figure.get_figheight() + 0.24 * -(-len(labels) // columns))
+    area.figure.legend(loc="outside lower center", ncols=columns)
+
+
 def show(area: Axes, alt: str) -> Shown:
     """Return the finished figure with its text alternative.
 
@@ -101,8 +110,7 @@ def show(area: Axes, alt: str) -> Shown:
     if len(alt.split()) < 5:
         raise ValueError(f"alt text {alt!r} states no message; say in a sentence what the figure shows")
     with rc_context(_STYLE):
-        if area.get_legend_handles_labels()[1]:
-            area.legend()
+        _put_legend_below(area)
         target = io.BytesIO()
         area.figure.savefig(target, format="png", dpi=150, metadata={"Software": None})
     return Shown(alt, target.getvalue())

@@ -32,7 +32,7 @@ _MEANING = {
     UNUSED: "Nothing runs them, so they learn nothing.",
 }
 _WHAT_TO_DO = {
-    ZERO: "If a loss weight is zero, skip the branch (an `if` around its forward pass, not a product with 0) or do not "
+    ZERO: "If a loss weight is zero, skip the branch (an if around its forward pass, not a product with 0) or do not "
     "build it; else freeze these parameters and keep them out of the optimiser.",
     OUTSIDE: "Skip the computation, or connect its output to the loss; if it is meant as a target or for a log, freeze "
     "it and run it under no_grad().",
@@ -57,7 +57,7 @@ _NOTES = {
     ),
     "faint": (
         "Gradient below rounding error, next to the largest.",
-        "A loss weight that is zero only up to rounding, which a guard such as `if weight > 0` lets pass; or a later "
+        "A loss weight that is zero only up to rounding, which a guard such as 'if weight > 0' lets pass; or a later "
         "normalisation that cancels what these parameters do.",
         "Compare loss weights with a tolerance, not with 0; look at what follows the module.",
     ),

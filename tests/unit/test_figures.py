@@ -45,13 +45,29 @@ def test_the_text_alternative_is_the_text_form_and_is_escaped_in_html():
     assert base64.b64decode(encoded) == shown.png
 
 
+@pytest.mark.parametrize("names", [["fix", "fault"], ["hard, published attention pass, router still", "b", "c", "d"]])
+def test_a_legend_stands_below_the_axes_and_hides_no_data(names):
+    area = figures.axes("", "a short message", "step", "loss")
+    for name in names:
+        area.plot([0, 1], [0, 1], label=name)
+    figures.show(area, ALT)
+    [legend] = area.figure.legends
+    box = legend.get_window_extent()
+    assert box.y1 <= area.get_tightbbox().y0 + 1
+    assert 0 <= box.x0 <= box.x1 <= area.figure.bbox.x1
+    assert box.y0 >= -1
+
+
 def test_the_picture_is_not_blank_and_no_wider_than_a_page_column():
     shown = figures.show(drawn(), ALT)
     assert shown.png.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", shown.png[16:24])
     assert 360 <= width <= 900
     assert 200 <= height <= width
-    empty = pixels(figures.show(figures.axes("", "a short message", "step", "loss (nats per token)"), ALT))
+    without_ink = drawn()
+    for line in without_ink.lines:
+        line.set_linewidth(0)
+    empty = pixels(figures.show(without_ink, ALT))
     picture = pixels(shown)
     assert picture.shape == empty.shape
     ink = (picture[..., :3] < 0.9).any(axis=-1).mean()
