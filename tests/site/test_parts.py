@@ -287,7 +287,7 @@ def test_a_conclusion_s_slide_goes_on_to_what_it_asks_for(cells, shown):
     ("text", "shown"),
     [
         ("noise {cite}`bengio2013estimating,jang2017gumbel`.", "noise (Bengio et al., 2013; Jang et al., 2017)."),
-        ("{cite:t}`bengio2013estimating` say", " Bengio et al. (2013) say"),
+        ("{cite:t}`bengio2013estimating` say", "Bengio et al. (2013) say"),
         ("nothing {cite}`nobody1900`.", "nothing."),
     ],
 )
