@@ -25,8 +25,10 @@ from casestudies_lib.runner.site import (
     sweeps,
     symptoms,
     teaching,
+    verdict_lines,
 )
 from casestudies_lib.runner.site.case import read_case
+from casestudies_lib.runner.site.markup import number
 
 
 @pytest.fixture
@@ -226,6 +228,18 @@ def test_a_trial_asks_on_one_slide_and_answers_on_the_next_with_what_was_measure
     assert "Measured: " in shown[answer]
 
 
+def test_a_verdict_line_ends_with_what_was_measured_and_calls_the_book_s_own_claim_its_own(cases):
+    line = '<p class="casebook-verdict refuted"><strong>P2 ✗ refuted</strong> — the report says that {}</p>'
+    value = next(verdict.value for verdict in cases[0].verdicts if verdict.id == "P2")
+    said = verdict_lines.with_measurements(cases[0], f"<b>a</b>{line.format('(not in the report) zeros do')}<i>b</i>")
+    assert "this book adds that zeros do" in said
+    assert said.startswith("<b>a</b><p class=")
+    assert said.endswith("</span></p><i>b</i>")
+    assert f'Measured: <span class="measured">{number(value)}' in said
+    unknown = line.replace("P2", "P9").format("it is so")
+    assert verdict_lines.with_measurements(cases[0], unknown) == unknown
+
+
 def text_cell(text):
     return {"cell_type": "markdown", "source": text}
 
@@ -273,7 +287,7 @@ def test_a_conclusion_s_slide_goes_on_to_what_it_asks_for(cells, shown):
     ("text", "shown"),
     [
         ("noise {cite}`bengio2013estimating,jang2017gumbel`.", "noise (Bengio et al., 2013; Jang et al., 2017)."),
-        ("{cite:t}`bengio2013estimating` say", " Bengio et al. (2013) say"),
+        ("{cite:t}`bengio2013estimating` say", "Bengio et al. (2013) say"),
         ("nothing {cite}`nobody1900`.", "nothing."),
     ],
 )

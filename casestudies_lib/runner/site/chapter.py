@@ -13,6 +13,7 @@ from casestudies_lib.runner.site.case import Case
 from casestudies_lib.runner.site.markup import html_text, tally
 from casestudies_lib.runner.site.pictures import extracted
 from casestudies_lib.runner.site.symptoms import chapter_symptoms
+from casestudies_lib.runner.site.verdict_lines import with_measurements
 
 _RECORDS = (VERDICTS_MIME, MEASUREMENTS_MIME)
 _TARGET = re.compile(r"^\(([^()\s]+)\)=\s*$", re.MULTILINE)
@@ -37,7 +38,7 @@ def chapter_notebook(case: Case, figures: Path, explorer: str) -> dict:
     notebook = case.notebook
     _check_targets(case, notebook)
     _check_outputs(case, notebook)
-    cells = [_shown(cell, figures) for cell in notebook["cells"]]
+    cells = [_shown(case, cell, figures) for cell in notebook["cells"]]
     return notebook | {"cells": _with_explorer(_with_header(case, cells), explorer)}
 
 
@@ -54,8 +55,8 @@ def _check_outputs(case: Case, notebook: dict) -> None:
         raise ChapterPageError(f"{case.name}.ipynb may not be published: {'; '.join(problems)}")
 
 
-def _shown(cell: dict, figures: Path) -> dict:
-    """Return a cell with its figures in files, and without the records that only the runner reads."""
+def _shown(case: Case, cell: dict, figures: Path) -> dict:
+    """Return a cell with figures in files and values in verdict lines, without the records for the runner."""
     if not cell.get("outputs"):
         return cell
     outputs = [dict(output) for output in cell["outputs"]]
@@ -63,7 +64,7 @@ def _shown(cell: dict, figures: Path) -> dict:
         if "data" in output:
             output["data"] = {kind: data for kind, data in output["data"].items() if kind not in _RECORDS}
             if html := output["data"].get("text/html"):
-                output["data"]["text/html"] = extracted("".join(html), figures, "../")
+                output["data"]["text/html"] = extracted(with_measurements(case, "".join(html)), figures, "../")
     return cell | {"outputs": outputs}
 
 

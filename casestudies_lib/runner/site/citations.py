@@ -22,7 +22,7 @@ def _cited(match: re.Match) -> str:
     else:
         words = "; ".join(f"{_authors(entry)}, {entry.fields.get('year', 'undated')}" for entry in entries)
         words = words and f"({words})"
-    return words and f" {words}"
+    return f" {words}" if words and match.start() else words
 
 
 def _authors(entry: Entry) -> str:

@@ -8,15 +8,15 @@ from markdown_it import MarkdownIt
 from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.site.case import Case
 from casestudies_lib.runner.site.citations import with_citations
-from casestudies_lib.runner.site.markup import badge, html_prose, html_text, measured, tally
+from casestudies_lib.runner.site.markup import badge, html_prose, html_text, tally
 from casestudies_lib.runner.site.pictures import extracted
+from casestudies_lib.runner.site.verdict_lines import judged_in, lines_of
 
 _TARGET_LINE = re.compile(r"^\([^()\s]+\)=\s*\n", re.MULTILINE)
 _HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
 _ROLE = re.compile(r"\{[a-z:]+\}`([^`]*)`")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _FIGURE = re.compile(r"<img class=\"casebook-figure\"[^>]*>")
-_VERDICT = re.compile(r'<p class="casebook-verdict[^>]*>\s*(?:<[^>]*>)*\s*(\w+).*?</p>', re.DOTALL)
 _MISSED = "What the report missed"
 _SKIPPED = ("Place your bets", "Verdicts", "Sources", "Exercises")
 _PAGE = """<!DOCTYPE html>
@@ -104,11 +104,10 @@ def _section(case: Case, title: str, cells: list[dict], figures: Path | None) ->
     """
     shown = "\n".join(text for cell in cells for text in _outputs(cell))
     pictures = [extracted(each, figures, "../") if figures else each for each in _FIGURE.findall(shown)]
-    tried = [(found[0], _measured(case, found[1])) for found in _VERDICT.finditer(shown)]
-    answer = "".join(f"<figure>{picture}</figure>" for picture in pictures[:2])
-    answer += "".join(verdict + evidence for verdict, evidence in tried)
+    tried = judged_in(shown)
+    answer = "".join(f"<figure>{picture}</figure>" for picture in pictures[:2]) + lines_of(case, shown)
     heading = f"<h2>{_inline(title)}</h2>\n"
-    question = _lead(cells) or "".join(_asked(case, found[1]) for found in _VERDICT.finditer(shown))
+    question = _lead(cells) or "".join(_asked(case, claim_id) for claim_id in tried)
     missed = _conclusions(cells) if title == _MISSED else []
     bodies = [question, answer] if tried else [question + answer, *missed]
     return [heading + body for body in bodies if body]
@@ -116,11 +115,6 @@ def _section(case: Case, title: str, cells: list[dict], figures: Path | None) ->
 
 def _outputs(cell: dict) -> list[str]:
     return ["".join(output.get("data", {}).get("text/html", "")) for output in cell.get("outputs", [])]
-
-
-def _measured(case: Case, claim_id: str) -> str:
-    verdicts = [verdict for verdict in case.verdicts if verdict.id == claim_id]
-    return "".join(f'<p class="fine">Measured: {measured(verdict)}</p>' for verdict in verdicts)
 
 
 def _asked(case: Case, claim_id: str) -> str:
