@@ -55,7 +55,7 @@ faults: $(READY) ## put each fault in once and record what a user sees of it in 
 serve: $(READY) ## serve _build/html on this machine
 	$(BIN)/python -m casestudies_lib.cli serve
 
-bench: $(READY) ## measure speed and memory as ratios, each in one run (BENCH_FLAGS=--set-up times set-up too)
+bench: $(READY) ## measure speed and memory as ratios, each in one run (BENCH_FLAGS=builds measures that group alone, --set-up set-up too)
 	$(BIN)/python tests/benchmark.py $(BENCH_FLAGS)
 
 # The browser that puppeteer would fetch is not needed: Lighthouse drives the installed one.

@@ -1,6 +1,7 @@
 """`make bench`: speed and memory, as ratios that are each measured in one run. Machines are noisy; read, do not gate.
 
-With --set-up it also times a fresh virtual environment, which fetches every package.
+Names of groups as arguments measure these alone. With --set-up it also times a fresh virtual environment, which
+fetches every package. Rows are noted as they are measured; the table comes last.
 """
 
 import json
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,15 +102,44 @@ def set_up(scratch: Path) -> tuple[str, str, str]:
     return ("set-up", f"{time.perf_counter() - begin:.0f} s", "≤ 180 s")
 
 
+def groups_of(scratch: Path, with_set_up: bool) -> dict[str, Callable[[], list[tuple[str, str, str]]]]:
+    """Return what can be measured, by name, in the order it is measured in."""
+    groups = {
+        "figures": figures,
+        "probes": probe_rows,
+        "routing": routing_rows,
+        "cohort": cohort_rows,
+        "dominoes": dominoes,
+        "builds": lambda: build_rows(scratch),
+        "sweep": sweep_rows,
+    }
+    return groups | ({"set-up": lambda: [set_up(scratch)]} if with_set_up else {})
+
+
 def main() -> None:
+    asked = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     table = Table("measured", "here", "to reach", title="Benchmarks")
+    notes = Console(stderr=True)
+    failed = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = figures() + probe_rows() + routing_rows() + cohort_rows() + dominoes()
-        rows += build_rows(Path(folder)) + sweep_rows()
-        rows += [set_up(Path(folder))] if "--set-up" in sys.argv else []
-    for row in rows:
-        table.add_row(*row)
+        groups = groups_of(Path(folder), "--set-up" in sys.argv or "set-up" in asked)
+        if unknown := sorted(set(asked) - set(groups)):
+            sys.exit(f"no group of measurements is called {', '.join(unknown)}; there are {', '.join(groups)}")
+        for name in asked or groups:
+            begin = time.perf_counter()
+            try:
+                rows = groups[name]()
+            except Exception:  # an hour of measurements must not be lost with one of them
+                notes.print_exception()
+                failed.append(name)
+                continue
+            for row in rows:
+                table.add_row(*row)
+                notes.print(" | ".join(row), markup=False, highlight=False)
+            notes.print(f"{name}: {time.perf_counter() - begin:.0f} s", highlight=False)
     Console().print(table)
+    if failed:
+        sys.exit(f"not measured, see above: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
