@@ -15,9 +15,9 @@
     select.addEventListener("change", changed);
     return [labelled(text, select), select];
   };
-  const slider = (name, values, changed) => {
-    const input = element("input", { type: "range", min: 0, max: values.length - 1, step: 1, value: 0 });
-    const output = element("output", { textContent: values[0] });
+  const slider = (name, values, place, changed) => {
+    const input = element("input", { type: "range", min: 0, max: values.length - 1, step: 1, value: place });
+    const output = element("output");
     const tell = () => {
       output.textContent = values[input.value];
       input.setAttribute("aria-valuetext", `${name} ${values[input.value]}`);
@@ -54,7 +54,7 @@
     if (names.length > 1) panel.append(acrossFrame);
     const places = {};
     for (const name of names) {
-      const [frame, input] = slider(name, content.parameters[name], () => show());
+      const [frame, input] = slider(name, content.parameters[name], content.at[name], () => show());
       places[name] = input;
       panel.append(frame);
     }
@@ -64,8 +64,9 @@
       const chosen = content.rows.filter((row) => row.claim === claim.value && names.every((name) => row[`i_${name}`] === at[name]));
       const { measure, unit } = content.claims[claim.value];
       const setting = names.map((name) => `${name} ${content.parameters[name][at[name]]}`).join(", ");
+      const here = content.own && names.every((name) => at[name] === content.at[name]) ? " (as on this page)" : "";
       const told = chosen.map((row) => `${digits(row.value)} [${digits(row.low)}, ${digits(row.high)}] ${unit}, ${row.verdict}`);
-      words.textContent = `${claim.value} at ${setting}: ${told.join("; ") || "not run"}. Measured: ${measure}.`;
+      words.textContent = `${claim.value} at ${setting}${here}: ${told.join("; ") || "not run"}. Measured: ${measure}.`;
       target.setAttribute("aria-label", `${claim.value} along ${across.value}. ${words.textContent}`);
       if (!view) return;
       view.signal("claim", claim.value).signal("across", across.value);
@@ -74,10 +75,18 @@
       view.runAsync();
     };
 
+    // A narrow screen gets a narrow chart, not a small one: letters keep their size.
+    const fit = () => {
+      const beside = target.querySelector("svg").width.baseVal.value - view.width();
+      const room = Math.max(160, Math.min(content.spec.width, root.clientWidth - Math.min(beside, 90)));
+      if (Math.abs(room - view.width()) > 1) view.width(room).runAsync();
+    };
     const live = async () => {
       await script(root.dataset.script);
       const result = await window.vegaEmbed(target, content.spec, { ast: true, actions: false, renderer: "svg", tooltip: false });
       view = result.view;
+      fit();
+      new ResizeObserver(fit).observe(root);
       root.classList.add("live");
       show();
     };

@@ -165,6 +165,19 @@ def test_the_explorer_opens_at_a_claim_whose_verdict_the_parameters_change(caseb
     assert explorer._first_shown(replace(found, rows=flat[:12])) == "P1"
 
 
+def test_the_explorer_opens_at_the_settings_of_its_page_where_the_sweep_holds_them(casebook, tmp_path):
+    report = load_report("plain_case")
+    found = sweeps.read_sweep(report)
+    assert explorer._places(found, {"epochs": 10, "router": "soft", "seed": 0}) == ({"epochs": 1, "router": 1}, True)
+    assert explorer._places(found, {"epochs": 7, "router": "soft"}) == ({"epochs": 0, "router": 1}, False)
+    shown = explorer.explorer(found, report, tmp_path, {"epochs": 10, "router": "soft"})
+    content = json.loads(shown.split('type="application/json">')[1].split("</script>")[0])
+    signals = {each["name"]: each["value"] for each in content["spec"]["params"]}
+    assert (signals["at_epochs"], signals["at_router"], signals["marked"]) == (1, 1, 1)
+    rows = [row["value"] for row in found.rows if row["claim"] == "P1" and row["i_router"] == 1]
+    assert f"between {min(rows):.3g} and {max(rows):.3g}" in shown
+
+
 def test_a_sweep_without_measurements_has_no_such_table(casebook):
     line = {"record": "verdict", "claim": "P1", "verdict": "upheld", "value": 1.0, "low": 0.0, "high": 2.0}
     frame = pd.DataFrame([line | {"param_a": a, "param_seed": 0} for a in (1, 2)])

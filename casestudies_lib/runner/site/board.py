@@ -6,12 +6,12 @@ from casestudies_lib.claims import Verdict
 from casestudies_lib.runner.site.case import Case
 from casestudies_lib.runner.site.markup import (
     badge,
-    framed_table,
     html_prose,
     html_text,
     measured,
     myst_text,
     number,
+    stacking_table,
 )
 
 _COLUMNS = ("Claim", "Verdict", "The report says", "Measured")
@@ -24,7 +24,7 @@ def verdict_board(cases: Sequence[Case]) -> str:
 
 def _section(case: Case) -> str:
     rows = [(_attributes(v), (case.trial_link(v.id), badge(v.verdict), _claim(v), _evidence(v))) for v in case.verdicts]
-    board = framed_table(f"Verdicts: {case.report.title}", _COLUMNS, rows, "board")
+    board = stacking_table(f"Verdicts: {case.report.title}", _COLUMNS, rows, "board")
     return f'## {myst_text(case.report.title)}\n\n<p class="source">Report: {case.source}</p>\n\n{board}'
 
 
@@ -35,7 +35,7 @@ def _attributes(verdict: Verdict) -> str:
 def _claim(verdict: Verdict) -> str:
     return (
         f'{html_prose(verdict.says)}<span class="fine">{html_text(verdict.kind)} · {html_prose(verdict.measure)}</span>'
-        f'<span class="fine">{html_text(verdict.rule)}</span>'
+        f'<span class="fine">{html_text(verdict.rule.replace(">=", "≥").replace("<=", "≤"))}</span>'
     )
 
 

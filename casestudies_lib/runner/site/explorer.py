@@ -1,6 +1,7 @@
 """The explorer of a chapter's sweep: a chart that follows native inputs, and its picture for print and no script."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import altair as alt
@@ -10,7 +11,7 @@ from casestudies_lib.claims import Report
 from casestudies_lib.figures import FAULT, FIX, OTHER
 from casestudies_lib.runner.site.markup import html_text
 from casestudies_lib.runner.site.pictures import FOLDER
-from casestudies_lib.runner.site.sweeps import SweptClaims, thresholds
+from casestudies_lib.runner.site.sweeps import SweptClaims, thresholds, value_text
 
 SCRIPTS = "_scripts"
 _INK = {"upheld": FIX["color"], "refuted": FAULT["color"]}
@@ -18,12 +19,15 @@ _SHAPES = {
     "upheld": "square", "refuted": "circle", "inconclusive": "triangle-up", "uninformative": "diamond",
     "untested": "cross",
 }  # fmt: skip
-_LEGEND = alt.Legend(orient="top")
+_LEGEND = alt.Legend(orient="top", columns=alt.ExprRef("width < 400 ? 2 : 5"))
 _WIDTH, _HEIGHT = 520, 280  # pixels
 
 
-def chart(sweep: SweptClaims, report: Report, claim: str, across: str) -> alt.LayerChart:
-    """Return the chart of one claim over one parameter; every choice in it is a named signal that a script may set."""
+def chart(sweep: SweptClaims, report: Report, claim: str, across: str, at: Mapping[str, int]) -> alt.LayerChart:
+    """Return the chart of one claim over one parameter, the others at the places `at` of their grid.
+
+    Every choice in it is a named signal that a script may set.
+    """
     place = "".join(f"across === '{name}' ? datum.i_{name} : " for name in sweep.parameters) + "0"
     runs = alt.Chart(alt.Data(values=_spread(sweep.rows))).transform_filter(_chosen(sweep))
     runs = runs.transform_calculate(place=f"({place}) + datum.shift")
@@ -35,13 +39,13 @@ def chart(sweep: SweptClaims, report: Report, claim: str, across: str) -> alt.La
     lines = ends.mark_rule(strokeDash=[2, 3], color="black").encode(y=alt.Y("end:Q"))
     mark = alt.Chart(alt.Data(values=[{}])).transform_calculate(place="marked")
     mark = mark.mark_rule(color="#c9d0d6", strokeWidth=26, opacity=0.5).encode(x=x)
-    layers = alt.layer(mark, lines, bars, dots).add_params(*_signals(sweep, claim, across))
+    layers = alt.layer(mark, lines, bars, dots).add_params(*_signals(sweep, claim, across, at))
     return layers.properties(width=_WIDTH, height=_HEIGHT).configure(aria=False, background="white")
 
 
-def _signals(sweep: SweptClaims, claim: str, across: str) -> list[alt.Parameter]:
-    choices = {"claim": claim, "across": across, "labels": sweep.parameters[across], "marked": 0}
-    choices |= {f"at_{name}": 0 for name in sweep.parameters}
+def _signals(sweep: SweptClaims, claim: str, across: str, at: Mapping[str, int]) -> list[alt.Parameter]:
+    choices = {"claim": claim, "across": across, "labels": sweep.parameters[across], "marked": at[across]}
+    choices |= {f"at_{name}": place for name, place in at.items()}
     return [alt.param(name=name, value=value) for name, value in choices.items()]
 
 
@@ -74,16 +78,18 @@ def _spread(rows: list[dict]) -> list[dict]:
     return [row | {"shift": round((seeds.index(row["seed"]) - (len(seeds) - 1) / 2) * step, 4)} for row in rows]
 
 
-def explorer(sweep: SweptClaims, report: Report, figures: Path) -> str:
+def explorer(sweep: SweptClaims, report: Report, figures: Path, used: Mapping[str, object]) -> str:
     """Return the explorer as one block of HTML; `explorer.js` brings it to life, without it the picture stands.
 
     Args:
         sweep: the committed sweep.
         report: the chapter's report.
         figures: the folder that the picture is written to.
+        used: the parameters that the chapter's page was run with; the explorer opens there.
     """
     claim, across = _first_shown(sweep), next(iter(sweep.parameters))
-    spec = chart(sweep, report, claim, across).to_dict()
+    at, own = _places(sweep, used)
+    spec = chart(sweep, report, claim, across, at).to_dict()
     figures.mkdir(parents=True, exist_ok=True)
     picture = figures / f"explorer-{sweep.slug}.svg"
     picture.write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
@@ -91,13 +97,14 @@ def explorer(sweep: SweptClaims, report: Report, figures: Path) -> str:
     tried = {row["claim"] for row in sweep.rows}
     content = {
         "spec": spec, "parameters": sweep.parameters, "rows": sweep.rows, "claim": claim, "across": across,
+        "at": at, "own": own,
         "claims": {name: text for name, text in claims.items() if name in tried},
     }  # fmt: skip
     data = json.dumps(content, ensure_ascii=True).replace("<", "\\u003c")
     return (
         f'<div class="explorer" data-script="../{SCRIPTS}/vega.js">\n'
         f'<img class="casebook-figure explorer-picture" src="../{FOLDER}/{picture.name}" width="{_WIDTH + 60}" '
-        f'height="{_HEIGHT + 80}" loading="lazy" alt="{html_text(_alternative(sweep, report, claim, across))}">\n'
+        f'height="{_HEIGHT + 80}" loading="lazy" alt="{html_text(_alternative(sweep, report, claim, across, at))}">\n'
         f'<script type="application/json">{data}</script>\n</div>\n{sweep.measures}'
     )
 
@@ -110,10 +117,17 @@ def _first_shown(sweep: SweptClaims) -> str:
     return next((claim for claim, found in verdicts.items() if len(found) > 1), next(iter(verdicts)))
 
 
-def _alternative(sweep: SweptClaims, report: Report, claim: str, across: str) -> str:
+def _places(sweep: SweptClaims, used: Mapping[str, object]) -> tuple[dict[str, int], bool]:
+    """Return for each parameter the place of the page's own value in the grid, and whether all of them have one."""
+    named = {name: value_text(used.get(name)) for name in sweep.parameters}
+    at = {name: values.index(named[name]) if named[name] in values else 0 for name, values in sweep.parameters.items()}
+    return at, all(named[name] in values for name, values in sweep.parameters.items())
+
+
+def _alternative(sweep: SweptClaims, report: Report, claim: str, across: str, at: Mapping[str, int]) -> str:
     """Return in words what the picture shows."""
     others = [name for name in sweep.parameters if name != across]
-    rows = [row for row in sweep.rows if row["claim"] == claim and not any(row[f"i_{name}"] for name in others)]
+    rows = [row for row in sweep.rows if row["claim"] == claim and all(row[f"i_{name}"] == at[name] for name in others)]
     measure = next(entry.measure for entry in report.claims if entry.id == claim)
     verdicts = ", ".join(dict.fromkeys(row["verdict"] for row in rows))
     values = [row["value"] for row in rows]

@@ -75,20 +75,42 @@ def long_date(day: date) -> str:
 
 def table(label: str, columns: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> str:
     """Return an HTML table in a box that scrolls by itself; cells are HTML already, the first heads its row."""
-    return framed_table(label, columns, (("", cells) for cells in rows), kind)
-
-
-def framed_table(label: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], kind: str) -> str:
-    """Return a table as `table` does, each row with attributes of its own, which are HTML already."""
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
     body = "".join(
-        f'<tr{attributes}><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>\n'
-        for attributes, (first, *rest) in rows
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>\n'
+        for first, *rest in rows
     )
-    return (
-        f'<div class="casebook-table {kind}" tabindex="0" role="region" aria-label="{html_text(label)}">\n'
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>\n</div>\n"
+    return f"{_box(label, kind)}<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>\n</div>\n"
+
+
+def stacking_table(label: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], kind: str) -> str:
+    """Return a table of sentences, which a phone shows as blocks, each cell under its column's name.
+
+    A browser forgets that rows laid out as blocks are a table, so the roles are written out.
+
+    Args:
+        label: what the table is called by a screen reader, as text.
+        columns: names of the columns, as text.
+        rows: attributes of each row, HTML already, and its cells, HTML too; the first cell heads the row.
+        kind: class of the table.
+    """
+    names = "".join(f'<th scope="col" role="columnheader">{html_text(column)}</th>' for column in columns)
+    head = f'<thead role="rowgroup"><tr role="row">{names}</tr></thead>'
+    body = "".join(_stacking_row(attributes, columns, cells) for attributes, cells in rows)
+    box = _box(label, f"{kind} stacking")
+    return f'{box}<table role="table">{head}\n<tbody role="rowgroup">\n{body}</tbody></table>\n</div>\n'
+
+
+def _box(label: str, kind: str) -> str:
+    return f'<div class="casebook-table {kind}" tabindex="0" role="region" aria-label="{html_text(label)}">\n'
+
+
+def _stacking_row(attributes: str, columns: Sequence[str], cells: Sequence[str]) -> str:
+    first, *rest = cells
+    named = "".join(
+        f'<td role="cell" data-label="{html_text(column)}">{cell}</td>' for column, cell in zip(columns[1:], rest)
     )
+    return f'<tr role="row"{attributes}><th scope="row" role="rowheader">{first}</th>{named}</tr>\n'
 
 
 def tally(verdicts: Iterable[Verdict], *, every: bool = False) -> str:

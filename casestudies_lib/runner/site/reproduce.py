@@ -6,7 +6,7 @@ from pathlib import Path
 
 from casestudies_lib.runner.fault_table import FaultRow
 from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import html_prose, html_text, table
+from casestudies_lib.runner.site.markup import html_prose, html_text, stacking_table, table
 from casestudies_lib.runner.site.sweeps import provenance_of
 
 
@@ -22,7 +22,7 @@ def run_table(cases: Sequence[Case]) -> str:
         )
         for case in cases
     ]
-    return table("Runs behind this site", columns, rows, "runs")
+    return stacking_table("Runs behind this site", columns, (("", row) for row in rows), "runs")
 
 
 def sweep_table(cases: Sequence[Case]) -> str:
@@ -32,7 +32,8 @@ def sweep_table(cases: Sequence[Case]) -> str:
     ]
     if not rows:
         return '<p class="fine">No sweep is committed yet.</p>\n'
-    return table("Sweeps behind the explorers", ("Chapter", "Made with", "Rows", "State"), rows, "sweeps")
+    columns = ("Chapter", "Made with", "Rows", "State")
+    return stacking_table("Sweeps behind the explorers", columns, (("", row) for row in rows), "sweeps")
 
 
 def _sweep(provenance: dict, changed: Sequence[str]) -> tuple[str, str, str]:
@@ -48,7 +49,7 @@ def fault_table(found: Sequence[FaultRow]) -> str:
     """Return an HTML table of the faults: what a user sees of each, the exit code, and what was checked afterwards."""
     columns = ("What goes wrong", "What you see", "Exit code", "What the test found")
     rows = [(html_text(row.fault), _said(row), str(row.exit_code), _listed(row.proof)) for row in found]
-    return table("Faults put in, and what became of them", columns, rows, "faults")
+    return stacking_table("Faults put in, and what became of them", columns, (("", row) for row in rows), "faults")
 
 
 def _listed(texts: Iterable[str]) -> str:

@@ -76,7 +76,7 @@ def _waiting(cases: Sequence[Case]) -> list[Report]:
 
 def _stage_chapter(stage: Path, case: Case, sweep: SweptClaims | None) -> None:
     figures = stage / "extra" / pictures.FOLDER
-    explored = explorer(sweep, case.report, figures) if sweep else ""
+    explored = explorer(sweep, case.report, figures, case.provenance.get("parameters", {})) if sweep else ""
     notebook = chapter_notebook(case, figures, explored)
     (stage / "notebooks" / f"{case.name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     (stage / "extra" / case.slides).write_text(slide_page(case, figures), encoding="utf-8")

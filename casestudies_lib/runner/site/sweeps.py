@@ -64,7 +64,7 @@ def sweep_of(report: Report, frame: pd.DataFrame) -> SweptClaims | None:
         return None
     values = {column: sorted(verdicts[column].unique().tolist()) for column in swept}
     rows = [_row(record, values) for record in verdicts.to_dict("records")]
-    names = {column.removeprefix(_PREFIX): [_text(value) for value in found] for column, found in values.items()}
+    names = {column.removeprefix(_PREFIX): [value_text(value) for value in found] for column, found in values.items()}
     rows.sort(key=lambda row: (known.index(row["claim"]), row["seed"]))
     return SweptClaims(report.slug, names, rows, measure_tables(frame, list(names)))
 
@@ -76,7 +76,8 @@ def _row(record: dict, values: dict[str, list]) -> dict:
     return {"claim": record["claim"], "verdict": record["verdict"], "seed": int(seed), **numbers, **places}
 
 
-def _text(value: object) -> str:
+def value_text(value: object) -> str:
+    """Return the value of a parameter as the explorer names it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

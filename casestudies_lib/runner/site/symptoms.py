@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from casestudies_lib.claims import ReportError, Symptom, Verdict
 from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import badge, html_prose, html_text, myst_text, table
+from casestudies_lib.runner.site.markup import badge, html_prose, html_text, myst_text, stacking_table
 
 _COLUMNS = ("What you see", "Suspects, the likeliest first", "Find it with", "Chapter")
 
@@ -18,7 +18,7 @@ def symptom_index(cases: Sequence[Case]) -> str:
     rows = [_row(case, symptom, cases) for case in cases for symptom in case.report.symptoms]
     if not rows:
         return '<p class="fine">No report file lists a symptom yet.</p>\n'
-    return table("Symptom index", _COLUMNS, rows, "symptoms")
+    return stacking_table("Symptom index", _COLUMNS, (("", row) for row in rows), "symptoms")
 
 
 def _row(case: Case, symptom: Symptom, cases: Sequence[Case]) -> tuple[str, ...]:
