@@ -16,6 +16,7 @@ from casestudies_lib.runner.sweep_cost import seconds_per_task
 
 Row = tuple[str, str, str]
 ROWS = 6
+TURNS = 2  # the best of each counts: what else runs on the machine only ever adds
 PARAMETERS = """\
 seed = 0  # first seed [seed: 0 to 1000]
 n_seeds = 2  # seeds of a row [seeds: 2 to 64]
@@ -23,9 +24,9 @@ n_seeds = 2  # seeds of a row [seeds: 2 to 64]
 WORK = """\
 import torch
 state = torch.Generator().manual_seed(seed)
-matrix = torch.randn(300, 300, generator=state)
-for _ in range(1500):
-    matrix = torch.tanh(matrix @ matrix / 20)
+matrix = torch.randn(64, 64, generator=state)
+for _ in range(700_000):
+    matrix = torch.tanh(matrix @ matrix / 8)
 """
 EVIDENCE = """\
 from IPython.display import display
@@ -59,7 +60,8 @@ def sweep_rows() -> list[Row]:
     """
     with tempfile.TemporaryDirectory() as folder:
         root = book(Path(folder) / "book")
-        one, two = (swept(root, workers) for workers in (1, 2))
+        turns = [[swept(root, workers) for workers in (1, 2)] for _ in range(TURNS)]
+        one, two = map(min, zip(*turns))
     return [
         ("sweep, 1 worker ÷ 2 workers, start of the cluster included", f"{one / two:.2f}", "≥ 1.8"),
         ("the same for a plain loop, 1 process ÷ 2 processes", f"{free_cores():.2f}", "2 on two free cores"),
@@ -68,7 +70,7 @@ def sweep_rows() -> list[Row]:
 
 
 def book(root: Path) -> Path:
-    """Return a book of one chapter whose rows take a few seconds each, so that the real store stays as it is."""
+    """Return a book of one chapter whose rows take 15 seconds each, a tenth of a real one; the real store stays."""
     v4 = nbformat.v4
     cells = [v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
     cells += [v4.new_code_cell(source) for source in (WORK, EVIDENCE)]

@@ -56,6 +56,10 @@ def local(workers: int) -> Iterator[Workplace]:
         "distributed.scheduler.worker-saturation": 1.0,
         "distributed.worker.daemon": True,
         "distributed.admin.system-monitor.gil.enabled": False,
+        # Nobody looks at its profile; each of these wakes a process often, on a core that a row could use.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "500ms",
+        "distributed.admin.system-monitor.interval": "5s",
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
     }
