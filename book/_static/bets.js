@@ -38,12 +38,22 @@
       if (role) part.setAttribute("role", role);
     }
   };
+  const stack = (table) => {
+    if (!table) return;
+    const names = [...table.querySelectorAll("thead th")].map((head) => head.textContent);
+    for (const row of table.querySelectorAll("tbody tr")) {
+      [...row.children].forEach((cell, place) => { if (place) cell.dataset.label = names[place]; });
+    }
+    table.classList.add("stacking", "trials");
+    keepTable(table.querySelector("table"));
+  };
 
   const won = (bet, verdict) => (bet === "something else" ? !["upheld", "refuted"].includes(verdict) : bet === verdict);
 
   const start = () => {
     const table = box("Place your bets");
     const verdicts = box("Verdicts");
+    stack(box("Evidence"));
     if (!table || !verdicts) return;
     const bets = load();
     const note = element("p", { className: "bets-note", role: "status" });
@@ -82,6 +92,7 @@
       compare();
     });
     table.after(clear);
+    stack(verdicts);
     compare();
   };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start); else start();
