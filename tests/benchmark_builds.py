@@ -3,7 +3,6 @@
 Everything runs in a copy of the repository, so that the edit of a model that one measurement is about stays there.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from casestudies_lib import paths
+from casestudies_lib.runner.cache import committed_seconds
 from casestudies_lib.runner.chapters import Chapter, all_chapters, read_notebook, source_of
 from casestudies_lib.runner.execute import cores
 
@@ -25,6 +25,7 @@ CASEBOOK = [sys.executable, "-m", "casestudies_lib.cli"]
 _LEFT = (".venv", ".git", "_build", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "node_modules")
 RUN_ALL = """
 import json, sys
+from casestudies_lib.runner.cache import committed_seconds
 from casestudies_lib.runner.chapters import all_chapters
 from casestudies_lib.runner.execute import obtain
 from casestudies_lib.runner.jobs import prepare
@@ -36,6 +37,7 @@ SITE = """
 import sys, time
 from casestudies_lib import paths
 from casestudies_lib.runner import publish
+from casestudies_lib.runner.cache import committed_seconds
 from casestudies_lib.runner.chapters import all_chapters
 from casestudies_lib.runner.site.stage import write_stage
 folders = {chapter.slug: paths.build() / "runs" / chapter.slug for chapter in all_chapters()}
@@ -145,8 +147,8 @@ def edited_model() -> tuple[str, str]:
 
 
 def plain_scripts(scratch: Path, copy: Path) -> tuple[float, float]:
-    """Return wall and processor seconds of the chapters as plain scripts, as many at a time as there are cores."""
-    jobs = sorted(all_chapters(), key=lambda chapter: stored_seconds(chapter), reverse=True)
+    """Return wall and processor seconds of the chapters as plain scripts, side by side, ordered as a first build."""
+    jobs = sorted(all_chapters(), key=lambda chapter: committed_seconds(chapter.slug), reverse=True)
     begin, spent = time.perf_counter(), processor_seconds()
     with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(lambda chapter: as_script(chapter, scratch, copy), jobs))
@@ -156,15 +158,6 @@ def plain_scripts(scratch: Path, copy: Path) -> tuple[float, float]:
 def processor_seconds() -> float:
     """Return what all children that have ended have used of the processors."""
     return os.times().children_user + os.times().children_system
-
-
-def stored_seconds(chapter: Chapter) -> float:
-    """Return how long the chapter took when it last ran here, as the runner knows it too."""
-    path = paths.build() / "runs" / chapter.slug / "provenance.json"
-    try:
-        return float(json.loads(path.read_text("utf-8"))["seconds"])
-    except OSError:
-        return float("inf")
 
 
 def as_script(chapter: Chapter, scratch: Path, copy: Path) -> None:

@@ -362,6 +362,17 @@ def test_how_long_a_chapter_takes_is_known_without_its_result_folder(small):
     assert cache.last_seconds(job) == 7.5
 
 
+def test_before_its_first_run_here_a_chapter_is_expected_to_take_as_long_as_a_row_of_its_committed_sweep(small):
+    job = prepare(find_chapter("tiny"))
+    write("data/evidence/tiny.json", '{"seconds": 90.0, "rows": 6}')(small)
+    assert cache.last_seconds(job) == 15.0
+    enter(small, seconds=7.5)
+    assert cache.last_seconds(job) == 7.5
+    for damaged in ("{", "[]", '{"seconds": 90.0}', '{"seconds": 90.0, "rows": 0}', '{"seconds": [], "rows": 1}'):
+        write("data/evidence/tiny.json", damaged)(small)
+        assert cache.committed_seconds("tiny") == float("inf"), damaged
+
+
 def test_collecting_keeps_the_newest_runs_and_what_they_need(small):
     for number in range(4):
         write("data/a.txt", str(number))(small)
