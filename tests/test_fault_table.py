@@ -64,8 +64,8 @@ def test_a_file_that_is_no_such_table_is_refused_with_the_way_to_make_it(tmp_pat
 
 def test_the_page_shows_every_part_of_a_row_as_text():
     shown = fault_table([ROW, FaultRow("Killed", "", 137, ("gone",))])
-    assert '<th scope="row">A cell &lt;ends&gt; it all</th>' in shown
+    assert '<th scope="row" role="rowheader">A cell &lt;ends&gt; it all</th>' in shown
     assert "<code>error: `x` &amp; y</code><br><code>error: z</code>" in shown
-    assert "<td>137</td>" in shown
+    assert '<td role="cell" data-label="Exit code">137</td>' in shown
     assert "<ul><li>no process left</li></ul>" in shown
     assert "nothing: it had no time to say anything" in shown
