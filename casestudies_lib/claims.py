@@ -93,6 +93,11 @@ def region(text: str) -> Region:
     raise ValueError(f"region {text!r} is not one of '<= X', '< X', '>= X', '> X', '== X', 'A to B', 'outside A to B'")
 
 
+def typeset(text: str) -> str:
+    """Return a rule, or what follows from one, with `≥` and `≤` for people; files and records keep `>=` and `<=`."""
+    return text.replace(">=", "≥").replace("<=", "≤")
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -254,7 +259,8 @@ class Verdict(BaseModel):
 
     def __repr__(self) -> str:
         """Return claim and verdict without the measured number, so that the text is the same on every machine."""
-        return f"{self.id} {SYMBOLS[self.verdict]} {self.verdict}: the report says that {self.says} ({self.rule})"
+        ruling = f"{self.id} {SYMBOLS[self.verdict]} {self.verdict}"
+        return f"{ruling}: the report says that {self.says} ({typeset(self.rule)})"
 
     __str__ = __repr__
 
@@ -262,7 +268,7 @@ class Verdict(BaseModel):
         ruling = f"{self.id} {SYMBOLS[self.verdict]} {self.verdict}"
         return (
             f'<p class="casebook-verdict {self.verdict}"><strong>{ruling}</strong> '
-            f"— the report says that {html.escape(self.says)} <small>({html.escape(self.rule)})</small></p>"
+            f"— the report says that {html.escape(self.says)} <small>({html.escape(typeset(self.rule))})</small></p>"
         )
 
 
@@ -395,13 +401,13 @@ class Case:
 
     def table(self) -> "Table":
         """Return the verdict table: no measured numbers, the same text on every machine."""
-        rows = [(v.id, f"{SYMBOLS[v.verdict]} {v.verdict}", v.kind, v.says, v.rule) for v in self.verdicts()]
+        rows = [(v.id, f"{SYMBOLS[v.verdict]} {v.verdict}", v.kind, v.says, typeset(v.rule)) for v in self.verdicts()]
         return Table("Verdicts", ("claim", "verdict", "kind", "the report says that", "rule"), rows)
 
     def evidence(self) -> "Table":
         """Return the measured numbers behind the verdicts; this output also carries the records that runs collect."""
         verdicts = self.verdicts()
-        rows = [(v.id, v.verdict, v.measure, _shown(v), v.unit, str(v.n), v.reason) for v in verdicts]
+        rows = [(v.id, v.verdict, v.measure, _shown(v), v.unit, str(v.n), typeset(v.reason)) for v in verdicts]
         columns = ("claim", "verdict", "measure", "value [95 % interval]", "unit", "n", "because")
         records = {VERDICTS_MIME: [v.model_dump(mode="json") for v in verdicts]}
         if self._measurements:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from casestudies_lib.claims import Verdict
+from casestudies_lib.claims import Verdict, typeset
 from casestudies_lib.runner.site.case import Case
 from casestudies_lib.runner.site.markup import (
     badge,
@@ -35,7 +35,7 @@ def _attributes(verdict: Verdict) -> str:
 def _claim(verdict: Verdict) -> str:
     return (
         f'{html_prose(verdict.says)}<span class="fine">{html_text(verdict.kind)} · {html_prose(verdict.measure)}</span>'
-        f'<span class="fine">{html_text(verdict.rule.replace(">=", "≥").replace("<=", "≤"))}</span>'
+        f'<span class="fine">{html_text(typeset(verdict.rule))}</span>'
     )
 
 

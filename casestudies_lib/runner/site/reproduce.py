@@ -64,9 +64,9 @@ def _said(row: FaultRow) -> str:
 
 def probe_table() -> str:
     """Return an HTML table of the probes that the package offers, read from its source without importing torch."""
-    offered = ast.parse((_probe_folder() / "__init__.py").read_text(encoding="utf-8")).body
+    offered = ast.walk(ast.parse((_probe_folder() / "__init__.py").read_text(encoding="utf-8")))
     modules = [node.module.split(".")[-1] for node in offered if isinstance(node, ast.ImportFrom) and node.module]
-    rows = [row for module in modules if (row := _probe_row(_probe_folder() / f"{module}.py"))]
+    rows = [row for module in sorted(modules) if (row := _probe_row(_probe_folder() / f"{module}.py"))]
     return table("Probes", ("Probe", "What it finds"), rows, "probes")
 
 
