@@ -4,6 +4,7 @@ Everything runs in a copy of the repository, so that the edit of a model that on
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,29 +120,31 @@ def build_rows(scratch: Path) -> list[Row]:
 
 
 def one_edit(copy: Path, cold: float, site: float) -> list[Row]:
-    """Return what a build costs, and runs, after an edit of one model that one chapter uses."""
-    slug, module = edited_model()
-    with (copy / "casestudies_lib" / "models" / module).open("a", encoding="utf-8") as file:
-        file.write("\n# edited\n")
-    build = measured([*CASEBOOK, "build"], copy)
-    ran = [line.split(":")[0] for line in build.said.splitlines() if ": runs, " in line]
-    return [
-        (
-            "build after an edit of one model ÷ (all chapters + jupyter-book)",
-            f"{build.seconds / (cold + site):.2f}",
-            "",
-        ),
-        (f"chapters that an edit of models/{module} runs", ", ".join(ran), slug),
-    ]
+    """Return what a build costs, and runs, after an edit of a model, then of a probe, that one chapter uses."""
+    rows = []
+    for room, words in (("models", "one model"), ("probes", "one probe")):
+        slug, module = used_by_one_chapter(room)
+        with (copy / "casestudies_lib" / room / module).open("a", encoding="utf-8") as file:
+            file.write("\n# edited\n")
+        build = measured([*CASEBOOK, "build"], copy)
+        ran = [line.split(":")[0] for line in build.said.splitlines() if ": runs, " in line]
+        ratio = build.seconds / (cold + site)
+        rows += [
+            (f"build after an edit of {words} ÷ (all chapters + jupyter-book)", f"{ratio:.2f}", ""),
+            (f"chapters that an edit of {room}/{module} runs", ", ".join(ran), slug),
+        ]
+    return rows
 
 
-def edited_model() -> tuple[str, str]:
-    """Return a chapter and a model that only this chapter has read, by the records of the runs that came before."""
+def used_by_one_chapter(room: str) -> tuple[str, str]:
+    """Return a chapter, and a module of a room of the library that only this chapter imports, by the code in them."""
     readers: dict[str, list[str]] = {}
     for chapter in all_chapters():
         code = "".join(source_of(cell) for cell in read_notebook(chapter.path)["cells"] if cell["cell_type"] == "code")
-        for path in sorted((paths.root() / "casestudies_lib" / "models").glob("[!_]*.py")):
-            if f"models.{path.stem} " in code or f"models import {path.stem}" in code:
+        imports = re.findall(rf"^from casestudies_lib\.{room}(\.\w+)? import (.*)$", code, re.MULTILINE)
+        named = {name.strip(".") for module, names in imports for name in (module or names).split(", ")}
+        for path in sorted((paths.root() / "casestudies_lib" / room).glob("[!_]*.py")):
+            if path.stem in named:
                 readers.setdefault(path.name, []).append(chapter.slug)
     return next((slugs[0], module) for module, slugs in readers.items() if len(slugs) == 1)
 
