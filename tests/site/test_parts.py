@@ -28,7 +28,7 @@ from casestudies_lib.runner.site import (
     verdict_lines,
 )
 from casestudies_lib.runner.site.case import read_case
-from casestudies_lib.runner.site.markup import number
+from casestudies_lib.runner.site.markup import html_path, number
 
 
 @pytest.fixture
@@ -79,6 +79,18 @@ def write_lessons(casebook, exhibit: str) -> list[lessons.Lesson]:
     path = casebook.root / "book" / "lessons.toml"
     path.write_text(f'[[lessons]]\ntitle = "T"\ntext = "X"\nask = "A?"\nexhibits = [{exhibit}]\n')
     return lessons.read_lessons(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("owner/a_name.md", "owner/<wbr>a_<wbr>name.md"),
+        ("<b>/&_", "&lt;b&gt;/<wbr>&amp;_"),
+        ("plain", "plain"),
+    ],
+)
+def test_a_path_may_break_after_slash_and_underscore_and_shows_its_markup(path, shown):
+    assert html_path(path) == shown
 
 
 def test_a_lesson_links_to_its_exhibit_with_its_verdict(casebook, cases):

@@ -13,7 +13,7 @@ from casestudies_lib.claims import Report, ReportError, Verdict, load_report
 from casestudies_lib.runner.chapters import find_chapter, read_notebook
 from casestudies_lib.runner.parameters import read_parameters
 from casestudies_lib.runner.results import FAILED, NOTEBOOK, Result, ResultError, read_result, staleness
-from casestudies_lib.runner.site.markup import html_prose, html_text, long_date
+from casestudies_lib.runner.site.markup import html_path, html_prose, html_text, long_date
 
 _PROVENANCE = ("started", "seconds", "torch", "python", "platform")
 
@@ -61,7 +61,7 @@ class Case:
     def source(self) -> str:
         """Return where the report was published, as HTML."""
         source = self.report.source
-        return f"{html_text(source.repository)}, <cite>{html_text(source.document)}</cite>, {html_text(source.date)}"
+        return f"{html_path(source.repository)}, <cite>{html_path(source.document)}</cite>, {html_text(source.date)}"
 
     def trial_link(self, claim_id: str, root: str = "") -> str:
         """Return an HTML link to the trial of a claim, its id as text; `root` leads to the site's front page."""

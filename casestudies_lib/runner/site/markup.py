@@ -29,6 +29,11 @@ def html_text(text: object) -> str:
     return html.escape(visible(text))
 
 
+def html_path(text: object) -> str:
+    """Return a path for the inside of an HTML element that a narrow page may break after `/` and `_`."""
+    return re.sub(r"([/_])(?=.)", r"\1<wbr>", html_text(text))
+
+
 def html_prose(text: object) -> str:
     """Return text for the inside of an HTML element, with `code` in backticks set as code."""
     return _CODE.sub(r"<code>\1</code>", html_text(text))

@@ -64,9 +64,10 @@ def _said(row: FaultRow) -> str:
 
 def probe_table() -> str:
     """Return an HTML table of the probes that the package offers, read from its source without importing torch."""
-    offered = ast.walk(ast.parse((_probe_folder() / "__init__.py").read_text(encoding="utf-8")))
-    modules = [node.module.split(".")[-1] for node in offered if isinstance(node, ast.ImportFrom) and node.module]
-    rows = [row for module in sorted(modules) if (row := _probe_row(_probe_folder() / f"{module}.py"))]
+    package = ast.walk(ast.parse((_probe_folder() / "__init__.py").read_text(encoding="utf-8")))
+    origins = [node.module.split(".") for node in package if isinstance(node, ast.ImportFrom) and node.module]
+    modules = sorted(names[-1] for names in origins if names[:-1] == ["casestudies_lib", "probes"])
+    rows = [row for module in modules if (row := _probe_row(_probe_folder() / f"{module}.py"))]
     return table("Probes", ("Probe", "What it finds"), rows, "probes")
 
 
