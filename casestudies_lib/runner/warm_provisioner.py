@@ -167,7 +167,8 @@ def _fork(address: Path, arguments: list[str], options: dict[str, Any]) -> Forke
             "environment": environment,
         }  # fmt: skip
         content = json.dumps(message).encode() + b"\n"
-        sent = socket.send_fds(connection, [content[:1]], _streams(options))
+        with ExitStack() as opened:
+            sent = socket.send_fds(connection, [content[:1]], _streams(options, opened))
         connection.sendall(content[sent:])
         line, _, unread = _first_line(connection).partition(b"\n")
         answer = json.loads(line or b"{}")
@@ -182,16 +183,16 @@ def _fork(address: Path, arguments: list[str], options: dict[str, Any]) -> Forke
         raise
 
 
-def _streams(options: dict[str, Any]) -> list[int]:
+def _streams(options: dict[str, Any], opened: ExitStack) -> list[int]:
     """Return where the kernel's standard output and error go: where the launch says, else where this process's go."""
-    return [_descriptor(options.get(name), own) for name, own in (("stdout", 1), ("stderr", 2))]
+    return [_descriptor(options.get(name), own, opened) for name, own in (("stdout", 1), ("stderr", 2))]
 
 
-def _descriptor(stream: object, own: int) -> int:
+def _descriptor(stream: object, own: int, opened: ExitStack) -> int:
     if stream is None or stream == subprocess.PIPE:
         return own
     if stream == subprocess.DEVNULL:
-        return os.open(os.devnull, os.O_WRONLY)
+        return opened.enter_context(Path(os.devnull).open("wb")).fileno()
     return stream if isinstance(stream, int) else stream.fileno()
 
 

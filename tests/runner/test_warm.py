@@ -3,10 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
 import time
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -296,3 +300,32 @@ def test_only_python_kernels_of_this_environment_are_forked():
     assert not warm_provisioner._is_ours(["/usr/bin/R", "-m", "ipykernel_launcher", "-f", "x"])
     assert not warm_provisioner._is_ours([sys.executable, "-m", "another_kernel", "-f", "x"])
     assert not warm_provisioner._is_ours(["/elsewhere/bin/python3.9", "-m", "ipykernel_launcher", "-f", "x"])
+
+
+@pytest.mark.parametrize("stream", [None, subprocess.PIPE, subprocess.DEVNULL])
+def test_asking_for_a_kernel_leaves_no_file_open_but_the_connection(stream):
+    def answer() -> None:
+        connection, _ = server.accept()
+        with connection:
+            content, streams, *_ = socket.recv_fds(connection, 65536, 2)
+            received.append(len(streams))
+            for each in streams:
+                os.close(each)
+            while not content.endswith(b"\n"):
+                content += connection.recv(65536)
+            connection.sendall(b'{"pid": 1}\n{"status": 0}\n')
+
+    received: list[int] = []
+    # The path of a socket must be short: not pytest's folder.
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
+        address = Path(folder) / "s"
+        server.bind(str(address))
+        server.listen()
+        answering = threading.Thread(target=answer)
+        answering.start()
+        before = psutil.Process().num_fds()
+        kernel = warm_provisioner._fork(address, [], {"stdout": stream, "stderr": stream})
+        answering.join(10)
+        assert received == [2]
+        assert kernel.wait(10) == 0
+        assert psutil.Process().num_fds() == before
