@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from casestudies_lib import paths
-from casestudies_lib.claims import load_report, report_slugs
+from casestudies_lib.claims import load_report, report_slugs, typeset
 from casestudies_lib.runner.chapters import all_chapters, source_of, tags_of
 from casestudies_lib.runner.cleaning import cleaned
 from casestudies_lib.runner.completeness import Incomplete, verdicts_of
@@ -110,7 +110,7 @@ def test_verdict_table_and_every_judgement_are_compared(path):
 
 @every(NOTEBOOKS)
 def test_compared_outputs_hold_no_raw_floats(path):
-    rules = [claim.rule for claim in load_report(slug_of(path)).claims]
+    rules = [typeset(claim.rule) for claim in load_report(slug_of(path)).claims]
     for cell in compared_cells(notebook_of(path)):
         shown = "\n".join(text_of(output) for output in cell["outputs"])
         for rule in rules:
