@@ -167,16 +167,17 @@ def read(path: Path) -> Sweep:
     Raises:
         BadTable: one of them is missing, cut short or damaged, or they do not belong together.
     """
+    import pyarrow as pa
     from pyarrow import parquet
 
     provenance, content = read_provenance(path.with_suffix(".json")), _bytes(path)
     if digest(content) != provenance["sha256"]:
         raise BadTable(f"{path.name} does not match its provenance {path.stem}.json (cut short or edited?); {_MEND}")
     try:
-        # One thread: a pool that still starts up when the process ends has been seen to abort it.
-        lines = parquet.read_table(io.BytesIO(content), use_threads=False, pre_buffer=False).to_pandas(
-            use_threads=False
-        )
+        # No thread but this one: `read_table` scans on Arrow's pool even with `use_threads=False`, and a thread of it
+        # that still holds a Python file when the process ends aborts it (apache/arrow issue 34314).
+        file = parquet.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+        lines = file.read(use_threads=False).to_pandas(use_threads=False)
     except Exception as error:  # pyarrow's errors share no base class
         raise BadTable(f"{path.name} is no Parquet file: {error}; {_MEND}") from error
     if missing := {"record", "chapter", "claim", "key", "value"} - set(lines.columns):

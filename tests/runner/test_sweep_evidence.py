@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -175,6 +177,30 @@ def test_check_says_damage_on_one_line_and_fails(updated, observed):
     assert evidence.read_evidence("tiny").provenance["rows"] == 2
     proof = ["no line of it is served", "casebook evidence update makes it whole from the stored sweep"]
     observed(done.stderr, done.returncode, proof, {updated.root: "BOOK"})
+
+
+THREADS = """
+import sys
+from pathlib import Path
+
+import psutil
+
+from casestudies_lib.runner import sweep_table
+
+sweep_table.to_parquet([{"record": "verdict", "value": 0.5}])
+before = psutil.Process().num_threads()
+path = Path(sys.argv[1])
+assert len(sweep_table.read(path).lines) == len(sweep_table.read(path).lines) > 0
+print(psutil.Process().num_threads() - before)
+"""
+
+
+def test_evidence_is_read_without_a_thread_that_could_outlive_the_command(updated):
+    # A thread of Arrow's pool that holds a Python file while the process ends aborts it: exit code -6 for a command
+    # that had done its work, seen rarely and on a busy machine only.
+    command = [sys.executable, "-c", THREADS, str(files(updated)[0])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=updated.root)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_check_runs_a_tenth_again_and_passes_where_the_verdicts_are_the_same(updated):
