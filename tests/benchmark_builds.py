@@ -24,28 +24,17 @@ from casestudies_lib.runner.execute import cores
 Row = tuple[str, str, str]
 CASEBOOK = [sys.executable, "-m", "casestudies_lib.cli"]
 _LEFT = (".venv", ".git", "_build", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "node_modules")
-RUN_ALL = """
-import json, sys
-from casestudies_lib.runner.cache import committed_seconds
-from casestudies_lib.runner.chapters import all_chapters
-from casestudies_lib.runner.execute import obtain
-from casestudies_lib.runner.jobs import prepare
-ran = {}
-obtain([prepare(chapter) for chapter in all_chapters()], fresh=sys.argv[1] == "fresh", say=ran.__setitem__)
-sys.stderr.write("ran " + json.dumps(sorted(slug for slug, reasons in ran.items() if reasons)))
-"""
-RUN_ONE = """
+RUN = """
 import sys
 from casestudies_lib.runner.chapters import find_chapter
 from casestudies_lib.runner.execute import obtain
 from casestudies_lib.runner.jobs import prepare
-obtain([prepare(find_chapter(sys.argv[1]))], fresh=True, say=lambda *said: None)
+obtain([prepare(find_chapter(slug)) for slug in sys.argv[1:]], fresh=True, say=lambda *said: None)
 """
 SITE = """
 import sys, time
 from casestudies_lib import paths
 from casestudies_lib.runner import publish
-from casestudies_lib.runner.cache import committed_seconds
 from casestudies_lib.runner.chapters import all_chapters
 from casestudies_lib.runner.site.stage import write_stage
 folders = {chapter.slug: paths.build() / "runs" / chapter.slug for chapter in all_chapters()}
@@ -98,7 +87,7 @@ def build_rows(scratch: Path) -> list[Row]:
     copy = scratch / "a copy"
     shutil.copytree(paths.root(), copy, ignore=shutil.ignore_patterns(*_LEFT))
     before = plain_scripts(scratch, copy)
-    cold = measured([sys.executable, "-c", RUN_ALL, "fresh"], copy)
+    cold = measured([sys.executable, "-c", RUN, *(chapter.slug for chapter in all_chapters())], copy)
     after = plain_scripts(scratch, copy)
     # A machine that others use too drifts within minutes: before and after together are what stood beside.
     scripts, processor = (sum(both) / 2 for both in zip(before, after))
@@ -176,7 +165,7 @@ def runner_beside_script(scratch: Path, copy: Path) -> float:
     pairs = []
     with ThreadPoolExecutor(2) as pool:
         for chapter in all_chapters():
-            run = pool.submit(measured, [sys.executable, "-c", RUN_ONE, chapter.slug], copy)
+            run = pool.submit(measured, [sys.executable, "-c", RUN, chapter.slug], copy)
             script = pool.submit(as_script, chapter, scratch, copy)
             pairs.append((run.result().seconds, script.result().seconds))
     runs, scripts = map(sum, zip(*pairs))

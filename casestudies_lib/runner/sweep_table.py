@@ -175,7 +175,7 @@ def read(path: Path) -> Sweep:
         raise BadTable(f"{path.name} does not match its provenance {path.stem}.json (cut short or edited?); {_MEND}")
     try:
         # No thread but this one: `read_table` scans on Arrow's pool even with `use_threads=False`, and a thread of it
-        # that still holds a Python file when the process ends aborts it (apache/arrow issue 34314).
+        # that still holds a Python file when the process ends can abort it (apache/arrow issue 34314).
         file = parquet.ParquetFile(pa.BufferReader(content), pre_buffer=False)
         lines = file.read(use_threads=False).to_pandas(use_threads=False)
     except Exception as error:  # pyarrow's errors share no base class

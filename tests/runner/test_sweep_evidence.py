@@ -196,8 +196,8 @@ print(psutil.Process().num_threads() - before)
 
 
 def test_evidence_is_read_without_a_thread_that_could_outlive_the_command(updated):
-    # A thread of Arrow's pool that holds a Python file while the process ends aborts it: exit code -6 for a command
-    # that had done its work, seen rarely and on a busy machine only.
+    # A thread of Arrow's pool that holds a Python file while the process ends can abort it: exit code -6 for a
+    # command that had done its work, seen rarely and on a busy machine only.
     command = [sys.executable, "-c", THREADS, str(files(updated)[0])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=updated.root)
     assert (done.stdout, done.stderr) == ("0\n", "")
