@@ -235,14 +235,13 @@ def test_the_row_of_a_killed_worker_is_done_by_another(book, cluster, observed):
 
 @fault("The Dask scheduler is killed by SIGKILL while a sweep runs")
 def test_a_killed_scheduler_is_said_and_the_same_command_goes_on_from_there(book, cluster, observed):
-    write_chapter(
-        book, "import time; time.sleep(600 if rate == 0.3 and not __import__('os').path.exists('../go') else 0)"
-    )
+    waits = "    open('../waits', 'w').close()\n    time.sleep(600)"
+    write_chapter(book, f"import os, time\nif rate == 0.3 and not os.path.exists('../go'):\n{waits}")
     cluster.worker()
     arguments = ("sweep", "tiny", "--grid", "rate=0.2,0.3", "--scheduler", cluster.address)
     sweep = book.start(*arguments)
-    until(lambda: len(rows_on_disk(book)) == 1, "the first row")
-    time.sleep(1.0)
+    # A row that had not looked for `go` yet could still end well after the scheduler, and leave nothing to go on with.
+    until(lambda: len(rows_on_disk(book)) == 1 and (book.root / "waits").exists(), "the first row, the second begun")
     cluster.scheduler.kill()
     assert sweep.wait(60) == 1
     said = sweep.stderr.read()
