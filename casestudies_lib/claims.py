@@ -12,10 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from casestudies_lib import paths
+from casestudies_lib.records import MEASUREMENTS_MIME, SYMBOLS, VERDICTS_MIME
 
-VERDICTS_MIME = "application/vnd.casebook.verdicts+json"
-MEASUREMENTS_MIME = "application/vnd.casebook.measurements+json"
-SYMBOLS = {"upheld": "✓", "refuted": "✗", "inconclusive": "≈", "uninformative": "∅", "untested": "…"}
 Kind = Literal["identity", "arithmetic", "effect", "diagnostic", "remedy"]
 _SINGLE = ("identity", "arithmetic")
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"

@@ -224,10 +224,10 @@ def build(
     ] = None,
 ) -> None:
     """Run the chapters that a change reaches and publish the site in _build/html."""
-    from casestudies_lib.runner.build import build as build_site
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
-    from casestudies_lib.runner.site.address import check_address
+    from casestudies_lib.site.address import check_address
+    from casestudies_lib.site.build import build as build_site
 
     address = check_address(base_url) if base_url else None
     jobs = [prepare(chapter, time_limit=time_limit) for chapter in _chosen(None)]
@@ -395,7 +395,7 @@ def evidence_cost(
 def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000) -> None:
     """Serve the built site on this machine."""
     from casestudies_lib.runner.execute import interruptible
-    from casestudies_lib.runner.serve import serve as serve_site
+    from casestudies_lib.site.serve import serve as serve_site
 
     def announce(address: str) -> None:
         sys.stdout.write(f"serving {address} (end with Ctrl-C)\n")
@@ -412,7 +412,7 @@ def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a fr
 def pdf(out: Annotated[Path | None, typer.Option(help="folder for the files", metavar="DIR")] = None) -> None:
     """Print the built site: the whole book as one PDF, and each chapter as one of its own."""
     from casestudies_lib.runner.execute import interruptible
-    from casestudies_lib.runner.pdf import print_site
+    from casestudies_lib.site.pdf import print_site
 
     with interruptible():
         for path in print_site(paths.build() / "html", out or paths.build() / "pdf"):
@@ -438,8 +438,8 @@ def slides(
     """Write the slides of a chapter, made from its last run, as one file that needs nothing beside it."""
     from casestudies_lib.runner.chapters import find_chapter
     from casestudies_lib.runner.results import replace_file, run_folder
-    from casestudies_lib.runner.site.case import read_case
-    from casestudies_lib.runner.site.slides import slide_file
+    from casestudies_lib.site.case import read_case
+    from casestudies_lib.site.slides import slide_file
 
     case = read_case(chapter, run_folder(find_chapter(chapter), {}))
     out.mkdir(parents=True, exist_ok=True)

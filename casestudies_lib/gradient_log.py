@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from casestudies_lib.names import matching
+from casestudies_lib.probes.names import matching
 
 if TYPE_CHECKING:
     import pandas

@@ -34,9 +34,9 @@ obtain([prepare(find_chapter(slug)) for slug in sys.argv[1:]], fresh=True, say=l
 SITE = """
 import sys, time
 from casestudies_lib import paths
-from casestudies_lib.runner import publish
+from casestudies_lib.site import publish
 from casestudies_lib.runner.chapters import all_chapters
-from casestudies_lib.runner.site.stage import write_stage
+from casestudies_lib.site.stage import write_stage
 folders = {chapter.slug: paths.build() / "runs" / chapter.slug for chapter in all_chapters()}
 cases = sorted((publish.read_case(slug, folder) for slug, folder in folders.items()), key=publish._number)
 with publish._staging() as stage:

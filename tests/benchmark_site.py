@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from casestudies_lib import paths
-from casestudies_lib.runner.pdf import FLAGS, browser
-from casestudies_lib.runner.print_document import pages_in_order
+from casestudies_lib.site.pdf import FLAGS, browser
+from casestudies_lib.site.print_document import pages_in_order
 
 LIGHTHOUSE = Path(__file__).parent / "lighthouse" / "node_modules" / ".bin" / "lighthouse"
 LOWEST = {"performance": 95, "accessibility": 100, "best-practices": 95, "seo": 95}

@@ -7,7 +7,7 @@ import pytest
 
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.fault_table import FaultRow, read_table, table_text
-from casestudies_lib.runner.site.reproduce import fault_table
+from casestudies_lib.site.reproduce import fault_table
 
 TESTS = Path(__file__).resolve().parent
 COMMITTED = read_table(TESTS.parent / "data" / "faults.json")

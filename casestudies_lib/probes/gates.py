@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from casestudies_lib.names import UnknownName, matching
 from casestudies_lib.probes.gate_bench import SIGMOID, TANH, Bench, Evaluation, bench_of, root_mean_square
 from casestudies_lib.probes.gate_findings import (
     ABSORBED,
@@ -34,6 +33,7 @@ from casestudies_lib.probes.inputs import (
     check_whole_number,
     kind_of,
 )
+from casestudies_lib.probes.names import UnknownName, matching
 from casestudies_lib.probes.result import Bar, ProbeInputError, ProbeResult
 
 COLUMNS = (

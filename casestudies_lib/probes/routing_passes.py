@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from casestudies_lib.names import UnknownName, matching
 from casestudies_lib.probes.guard import left_as_found
 from casestudies_lib.probes.inputs import Loss, checked_loss, kind_of
+from casestudies_lib.probes.names import UnknownName, matching
 from casestudies_lib.probes.result import ProbeInputError
 from casestudies_lib.probes.work import values_of
 

@@ -5,13 +5,8 @@ Papermill's metadata is not asked: it calls cells completed that never ran.
 
 import math
 
+from casestudies_lib.records import FIELDS, VERDICTS, VERDICTS_MIME
 from casestudies_lib.runner.chapters import source_of, tags_of
-
-VERDICTS_MIME = "application/vnd.casebook.verdicts+json"  # claims.VERDICTS_MIME, without importing pydantic
-VERDICTS = ("upheld", "refuted", "inconclusive", "uninformative", "untested")
-FIELDS = (
-    "id", "chapter", "kind", "verdict", "measure", "unit", "value", "low", "high", "n", "seeds", "rule"
-)  # fmt: skip
 
 
 class Incomplete(Exception):

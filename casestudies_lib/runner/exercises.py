@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 
+from casestudies_lib.records import CHECK, SOLUTION, STUB
 from casestudies_lib.runner.chapters import ChapterError, source_of, tags_of
 
-CHECK, STUB, SOLUTION = "exercise-check", "exercise-stub", "exercise-solution"
 _OPENING = re.compile(r"\*\*(\d+) · ([A-Z][a-z]+)\.\*\*\s*(.*)", re.DOTALL)
 _WRONG = re.compile(r":::+\s*\{dropdown\}[^\n]*wrong answer[^\n]*\n(.*?)\n:::+", re.IGNORECASE | re.DOTALL)
 

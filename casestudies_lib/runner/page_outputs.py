@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
 
-from casestudies_lib.runner.completeness import VERDICTS_MIME, cell_name
+from casestudies_lib.records import MEASUREMENTS_MIME, VERDICTS_MIME
+from casestudies_lib.runner.completeness import cell_name
 
-MEASUREMENTS_MIME = "application/vnd.casebook.measurements+json"  # claims.MEASUREMENTS_MIME, without importing pydantic
 RECORDS = frozenset({VERDICTS_MIME, MEASUREMENTS_MIME})
 SHOWN = frozenset({"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg"})
 _WORD = re.compile(r"\w+")

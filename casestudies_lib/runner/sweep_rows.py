@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from casestudies_lib import paths
+from casestudies_lib.records import MEASUREMENTS_MIME
 from casestudies_lib.runner import results
 from casestudies_lib.runner.cache_key import canonical, changes, digest, states
 from casestudies_lib.runner.chapters import claim_ids, find_chapter
@@ -26,7 +27,6 @@ from casestudies_lib.runner.jobs import prepare
 from casestudies_lib.runner.sweep_plan import public, row_key
 
 FORMAT = 1
-MEASUREMENTS_MIME = "application/vnd.casebook.measurements+json"  # claims.MEASUREMENTS_MIME, without importing pydantic
 _MEASUREMENT = {"chapter": str, "claim": str, "measure": str, "unit": str, "setting": dict, "seed": int}
 _ELSEWHERE = ("/", "~/", "environment ", "modules in /", "rivals of /", "modules in ~/", "rivals of ~/")
 

@@ -9,11 +9,12 @@ import types
 
 import pytest
 
-from casestudies_lib.runner import build, compare
+from casestudies_lib.runner import compare
 from casestudies_lib.runner.chapters import all_chapters
 from casestudies_lib.runner.errors import CasebookError, Failure
 from casestudies_lib.runner.jobs import prepare
 from casestudies_lib.runner.results import read_result, run_folder
+from casestudies_lib.site import build
 
 
 class PublishError(Exception):
@@ -30,9 +31,9 @@ def published(monkeypatch):
         destination.mkdir(parents=True, exist_ok=True)
         (destination / "index.html").write_text("new")
 
-    stand_in = types.ModuleType("casestudies_lib.runner.publish")
+    stand_in = types.ModuleType("casestudies_lib.site.publish")
     stand_in.publish, stand_in.PublishError = publish, PublishError
-    monkeypatch.setitem(sys.modules, "casestudies_lib.runner.publish", stand_in)
+    monkeypatch.setitem(sys.modules, "casestudies_lib.site.publish", stand_in)
     return types.SimpleNamespace(calls=calls, module=stand_in)
 
 
@@ -98,7 +99,7 @@ def test_a_publisher_that_fails_is_one_line(book, published, old_site, monkeypat
 
 
 def test_the_publisher_has_the_agreed_form():
-    publisher = pytest.importorskip("casestudies_lib.runner.publish", reason="the publisher is not written yet")
+    publisher = pytest.importorskip("casestudies_lib.site.publish", reason="the publisher is not written yet")
     assert issubclass(publisher.PublishError, Exception)
     assert list(publisher.publish.__annotations__)[:2] == ["results", "destination"]
 

@@ -6,12 +6,13 @@ import shutil
 import nbformat
 import pytest
 
-from casestudies_lib.runner import build, cache_bound, cache_compare
+from casestudies_lib.runner import cache_bound, cache_compare
 from casestudies_lib.runner.chapters import all_chapters, find_chapter, read_notebook
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.execute import obtain
 from casestudies_lib.runner.jobs import prepare
 from casestudies_lib.runner.results import read_result
+from casestudies_lib.site import build
 
 RESULT_FILES = ["notebook.ipynb", "provenance.json", "verdicts.json"]
 COUNTING = "import pathlib; print(pathlib.Path('../data/{}.txt').read_text())"

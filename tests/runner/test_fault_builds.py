@@ -13,7 +13,7 @@ import yaml
 
 import casestudies_lib
 from casestudies_lib.runner import results
-from casestudies_lib.runner.links import broken_links
+from casestudies_lib.site.links import broken_links
 
 fault = pytest.mark.fault
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ def library(tmp_path):
     return copy
 
 
-IMPORTING = "import casestudies_lib.runner.links"
+IMPORTING = "import casestudies_lib.site.links"
 
 
 @fault("A module that a chapter imports is not Python")

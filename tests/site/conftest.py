@@ -22,7 +22,7 @@ from casestudies_lib.runner import results, sweep_table
 from casestudies_lib.runner.cache_key import parts
 from casestudies_lib.runner.chapters import find_chapter, read_notebook
 from casestudies_lib.runner.parameters import read_parameters
-from casestudies_lib.runner.publish import MARKER, publish
+from casestudies_lib.site.publish import MARKER, publish
 
 REAL_ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = '<script>document.title="owned"</script> **bold** {{ title }} $x$ [l](http://example.invalid) \u202egnp.exe'

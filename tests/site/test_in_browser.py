@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from casestudies_lib.runner.links import broken_links
+from casestudies_lib.site.links import broken_links
 
 WIDTHS = (360, 1280)
 CONTRAST = """selector => [...document.querySelectorAll(selector)].map(element => {

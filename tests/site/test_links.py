@@ -2,7 +2,7 @@
 
 import pytest
 
-from casestudies_lib.runner.links import broken_links
+from casestudies_lib.site.links import broken_links
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from casestudies_lib import probes
 from casestudies_lib.claims import load_report
 from casestudies_lib.runner import results
 from casestudies_lib.runner.results import ResultError
-from casestudies_lib.runner.site import board, chapter, markup, reproduce, symptoms
-from casestudies_lib.runner.site.case import read_case
-from casestudies_lib.runner.site.landing import landing_board
+from casestudies_lib.site import board, chapter, markup, reproduce, symptoms
+from casestudies_lib.site.case import read_case
+from casestudies_lib.site.landing import landing_board
 
 
 class Reader(HTMLParser):

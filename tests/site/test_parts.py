@@ -13,7 +13,7 @@ from PIL import Image
 from casestudies_lib import paths
 from casestudies_lib.claims import Report, ReportError, load_report, report_slugs
 from casestudies_lib.runner.results import FAILED, SEAL, ResultError
-from casestudies_lib.runner.site import (
+from casestudies_lib.site import (
     citations,
     explorer,
     lessons,
@@ -27,8 +27,8 @@ from casestudies_lib.runner.site import (
     teaching,
     verdict_lines,
 )
-from casestudies_lib.runner.site.case import read_case
-from casestudies_lib.runner.site.markup import html_path, number
+from casestudies_lib.site.case import read_case
+from casestudies_lib.site.markup import html_path, number
 
 
 @pytest.fixture

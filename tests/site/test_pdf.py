@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from pypdf import PdfReader
 
-from casestudies_lib.runner import pdf
 from casestudies_lib.runner.errors import Failure
-from casestudies_lib.runner.print_document import anchor_of, joined, pages_in_order
+from casestudies_lib.site import pdf
+from casestudies_lib.site.print_document import anchor_of, joined, pages_in_order
 
 
 @pytest.fixture(scope="module")

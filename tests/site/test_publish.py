@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from casestudies_lib.runner import publish as publishing
 from casestudies_lib.runner import results
 from casestudies_lib.runner.errors import Mistake
-from casestudies_lib.runner.publish import MARKER, PublishError, publish
-from casestudies_lib.runner.site import chapter, stage, unchanged
-from casestudies_lib.runner.site.address import check_address
+from casestudies_lib.site import chapter, stage, unchanged
+from casestudies_lib.site import publish as publishing
+from casestudies_lib.site.address import check_address
+from casestudies_lib.site.publish import MARKER, PublishError, publish
 
 CHAPTER = "notebooks/1_plain_case.html"
 NEW_PAGE = '<meta charset="utf-8"><p>the new site</p>'

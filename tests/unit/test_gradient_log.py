@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import optimizer as optimisers
 
 from casestudies_lib.gradient_log import log_gradient_norms
-from casestudies_lib.names import UnknownName
+from casestudies_lib.probes.names import UnknownName
 
 
 def model():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from casestudies_lib.names import UnknownName, matching
+from casestudies_lib.probes.names import UnknownName, matching
 
 KNOWN = ["blocks.0.alpha", "blocks.0.mlp.weight", "blocks.1.alpha", "blocks.1.mlp.weight", "head.bias"]
 

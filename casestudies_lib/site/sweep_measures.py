@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from casestudies_lib.runner.site.markup import html_text, number, table
+from casestudies_lib.site.markup import html_text, number, table
 
 _SETTING, _PARAMETER = "setting_", "param_"
 _MISSING = "—"

@@ -9,7 +9,7 @@ from casestudies_lib.claims import Region, Report
 from casestudies_lib.runner import evidence
 from casestudies_lib.runner.chapters import find_chapter
 from casestudies_lib.runner.errors import Failure
-from casestudies_lib.runner.site.sweep_measures import measure_tables
+from casestudies_lib.site.sweep_measures import measure_tables
 
 _PREFIX = "param_"
 _NEEDED = ("claim", "verdict", "value", "low", "high")

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from casestudies_lib.runner.errors import Failure
-from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import badge, html_prose, myst_text
+from casestudies_lib.site.case import Case
+from casestudies_lib.site.markup import badge, html_prose, myst_text
 
 Text = Annotated[str, Field(min_length=1)]
 

@@ -2,8 +2,8 @@
 
 import re
 
-from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import measured
+from casestudies_lib.site.case import Case
+from casestudies_lib.site.markup import measured
 
 _LINE = re.compile(r'<p class="casebook-verdict[^>]*>\s*(?:<[^>]*>)*\s*(?P<claim>\w+).*?</p>', re.DOTALL)
 _OURS = "the report says that (not in the report) "

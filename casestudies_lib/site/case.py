@@ -13,7 +13,7 @@ from casestudies_lib.claims import Report, ReportError, Verdict, load_report
 from casestudies_lib.runner.chapters import find_chapter, read_notebook
 from casestudies_lib.runner.parameters import read_parameters
 from casestudies_lib.runner.results import FAILED, NOTEBOOK, Result, ResultError, read_result, staleness
-from casestudies_lib.runner.site.markup import html_path, html_prose, html_text, long_date
+from casestudies_lib.site.markup import html_path, html_prose, html_text, long_date
 
 _PROVENANCE = ("started", "seconds", "torch", "python", "platform")
 

@@ -15,16 +15,16 @@ import yaml
 from casestudies_lib import paths
 from casestudies_lib.claims import ReportError
 from casestudies_lib.runner.errors import CasebookError, Failure
-from casestudies_lib.runner.links import broken_links
 from casestudies_lib.runner.private import private_traces
 from casestudies_lib.runner.results import locked
-from casestudies_lib.runner.site.address import set_address
-from casestudies_lib.runner.site.case import Case, read_case
-from casestudies_lib.runner.site.lighten import lighten
-from casestudies_lib.runner.site.mend import mend
-from casestudies_lib.runner.site.policy import PolicyError, guard
-from casestudies_lib.runner.site.stage import write_stage
-from casestudies_lib.runner.site.unchanged import MARKER, mark, site_key, stands
+from casestudies_lib.site.address import set_address
+from casestudies_lib.site.case import Case, read_case
+from casestudies_lib.site.lighten import lighten
+from casestudies_lib.site.links import broken_links
+from casestudies_lib.site.mend import mend
+from casestudies_lib.site.policy import PolicyError, guard
+from casestudies_lib.site.stage import write_stage
+from casestudies_lib.site.unchanged import MARKER, mark, site_key, stands
 
 TIME_LIMIT = 600  # seconds; a build takes a few
 _READ = (".html", ".ipynb", ".json", ".txt", ".xml")

@@ -4,16 +4,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from casestudies_lib.claims import MEASUREMENTS_MIME, VERDICTS_MIME
+from casestudies_lib.records import MEASUREMENTS_MIME, VERDICTS_MIME
 from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.page_outputs import unpublishable
 from casestudies_lib.runner.private import private_traces_in
-from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import html_text, tally
-from casestudies_lib.runner.site.pictures import extracted
-from casestudies_lib.runner.site.symptoms import chapter_symptoms
-from casestudies_lib.runner.site.verdict_lines import with_measurements
+from casestudies_lib.site.case import Case
+from casestudies_lib.site.markup import html_text, tally
+from casestudies_lib.site.pictures import extracted
+from casestudies_lib.site.symptoms import chapter_symptoms
+from casestudies_lib.site.verdict_lines import with_measurements
 
 _RECORDS = (VERDICTS_MIME, MEASUREMENTS_MIME)
 _TARGET = re.compile(r"^\(([^()\s]+)\)=\s*$", re.MULTILINE)

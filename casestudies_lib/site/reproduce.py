@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from casestudies_lib.runner.fault_table import FaultRow
-from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import html_prose, html_text, stacking_table, table
-from casestudies_lib.runner.site.sweeps import provenance_of
+from casestudies_lib.site.case import Case
+from casestudies_lib.site.markup import html_prose, html_text, stacking_table, table
+from casestudies_lib.site.sweeps import provenance_of
 
 
 def run_table(cases: Sequence[Case]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from casestudies_lib.runner.errors import Failure
-from casestudies_lib.runner.print_document import anchor_of, joined, pages_in_order
 from casestudies_lib.runner.results import replace_file
+from casestudies_lib.site.print_document import anchor_of, joined, pages_in_order
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (

@@ -36,7 +36,7 @@ def build(
         CasebookError: a chapter failed, a fresh run differs from the cached one, or the site could not be made; a site
             from before is put aside.
     """
-    from casestudies_lib.runner.publish import PublishError, publish
+    from casestudies_lib.site.publish import PublishError, publish
 
     earlier = _identity(destination)
     try:

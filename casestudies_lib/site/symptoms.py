@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from casestudies_lib.claims import ReportError, Symptom, Verdict
-from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import badge, html_prose, html_text, myst_text, stacking_table
+from casestudies_lib.site.case import Case
+from casestudies_lib.site.markup import badge, html_prose, html_text, myst_text, stacking_table
 
 _COLUMNS = ("What you see", "Suspects, the likeliest first", "Find it with", "Chapter")
 

@@ -10,17 +10,17 @@ from casestudies_lib import paths
 from casestudies_lib.claims import Report, load_report, report_slugs
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.fault_table import read_table, table_file
-from casestudies_lib.runner.site import pictures, reproduce
-from casestudies_lib.runner.site.board import verdict_board
-from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.chapter import chapter_notebook
-from casestudies_lib.runner.site.explorer import SCRIPTS, explorer, write_scripts
-from casestudies_lib.runner.site.landing import landing_board
-from casestudies_lib.runner.site.lessons import lesson_page, read_lessons
-from casestudies_lib.runner.site.slides import slide_page
-from casestudies_lib.runner.site.sweeps import SweptClaims, read_sweep
-from casestudies_lib.runner.site.symptoms import symptom_index
-from casestudies_lib.runner.site.teaching import teaching_page
+from casestudies_lib.site import pictures, reproduce
+from casestudies_lib.site.board import verdict_board
+from casestudies_lib.site.case import Case
+from casestudies_lib.site.chapter import chapter_notebook
+from casestudies_lib.site.explorer import SCRIPTS, explorer, write_scripts
+from casestudies_lib.site.landing import landing_board
+from casestudies_lib.site.lessons import lesson_page, read_lessons
+from casestudies_lib.site.slides import slide_page
+from casestudies_lib.site.sweeps import SweptClaims, read_sweep
+from casestudies_lib.site.symptoms import symptom_index
+from casestudies_lib.site.teaching import teaching_page
 
 _MATHJAX = ("tex-chtml.js", "output/chtml/fonts/woff-v2")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from casestudies_lib.runner.chapters import source_of
-from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.citations import with_citations
-from casestudies_lib.runner.site.markup import badge, html_prose, html_text, tally
-from casestudies_lib.runner.site.pictures import extracted
-from casestudies_lib.runner.site.verdict_lines import judged_in, lines_of
+from casestudies_lib.site.case import Case
+from casestudies_lib.site.citations import with_citations
+from casestudies_lib.site.markup import badge, html_prose, html_text, tally
+from casestudies_lib.site.pictures import extracted
+from casestudies_lib.site.verdict_lines import judged_in, lines_of
 
 _TARGET_LINE = re.compile(r"^\([^()\s]+\)=\s*\n", re.MULTILINE)
 _HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from casestudies_lib.claims import Report
-from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import counted, html_prose, html_text, tally
-from casestudies_lib.runner.site.pictures import symptom_picture
+from casestudies_lib.site.case import Case
+from casestudies_lib.site.markup import counted, html_prose, html_text, tally
+from casestudies_lib.site.pictures import symptom_picture
 
 
 def landing_board(cases: Sequence[Case], waiting: Sequence[Report], figures: Path) -> str:

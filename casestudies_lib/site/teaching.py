@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from casestudies_lib.claims import Verdict
 from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.exercises import Exercise, exercises_of
-from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import badge, counted, fenced, html_prose, html_text, myst_text, table
+from casestudies_lib.site.case import Case
+from casestudies_lib.site.markup import badge, counted, fenced, html_prose, html_text, myst_text, table
 
 _INSTRUCTIVE = ("uninformative", "refuted", "inconclusive", "upheld", "untested")
 

@@ -9,9 +9,9 @@ import vl_convert
 
 from casestudies_lib.claims import Report
 from casestudies_lib.figures import FAULT, FIX, OTHER
-from casestudies_lib.runner.site.markup import html_text
-from casestudies_lib.runner.site.pictures import FOLDER
-from casestudies_lib.runner.site.sweeps import SweptClaims, thresholds, value_text
+from casestudies_lib.site.markup import html_text
+from casestudies_lib.site.pictures import FOLDER
+from casestudies_lib.site.sweeps import SweptClaims, thresholds, value_text
 
 SCRIPTS = "_scripts"
 _INK = {"upheld": FIX["color"], "refuted": FAULT["color"]}

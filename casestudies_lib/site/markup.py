@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import date
 
-from casestudies_lib.claims import SYMBOLS, Verdict
+from casestudies_lib.claims import Verdict
+from casestudies_lib.records import SYMBOLS
 
 _CODE = re.compile(r"`([^`]+)`")
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")

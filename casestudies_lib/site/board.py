@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from casestudies_lib.claims import Verdict, typeset
-from casestudies_lib.runner.site.case import Case
-from casestudies_lib.runner.site.markup import (
+from casestudies_lib.site.case import Case
+from casestudies_lib.site.markup import (
     badge,
     html_prose,
     html_text,
