@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from casestudies_lib.offsets import OffsetsError, Tokens, checked, shared_ends
 from casestudies_lib.probes.inputs import kind_of
-from casestudies_lib.probes.offsets import OffsetsError, Tokens, checked, shared_ends
 from casestudies_lib.probes.result import Bar, Finding, ProbeInputError, ProbeResult, percent, shown
 
 CHAPTER = "distillation_loss"
@@ -280,7 +280,7 @@ def _fault(pairings: list[Pairing], measures: dict[str, int | None]) -> Finding:
         f"{shown(measures['largest_drift'])} characters apart, {shown(measures['drift_at_end'])} at the end.",
         meaning="There, each model is scored against the other's prediction for another place in the text: a loss "
         "teaches, and a metric counts, a difference that even a perfect student would show.",
-        what_to_do="Compare logits[i] with logits[j] only for the pairs of casestudies_lib.probes.offsets.shared_ends: "
+        what_to_do="Compare logits[i] with logits[j] only for the pairs of casestudies_lib.offsets.shared_ends: "
         f"{shown(measures['positions_same_by_offsets'])} pairs here. Or give both models one tokenizer. (The two "
         "vocabularies need a mapping of their own.)",
         chapter=CHAPTER,

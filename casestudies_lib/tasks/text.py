@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from casestudies_lib import paths
-from casestudies_lib.probes.offsets import Spans, Tokens, checked, pairs_by_index, shared_starts, spans
+from casestudies_lib.offsets import Spans, Tokens, checked, pairs_by_index, shared_starts, spans
 
 HARBOUR_SHA256 = "0f5c641f2bf9d45bb11dd8029d9917256432795c28423a77dfcfa12882679bf3"  # of data/text/harbour.txt
 SENTENCES_SHA256 = "7032e24d6a513d854a9f13983eb7fe73e889a531e8bd2e9c31e53c34225360c5"  # of data/text/sentences.txt

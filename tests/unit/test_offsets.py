@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from casestudies_lib.probes.offsets import (
+from casestudies_lib.offsets import (
     OffsetsError,
     Tokens,
     checked,
