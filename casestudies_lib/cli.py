@@ -220,20 +220,32 @@ def build(
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each chapter")] = 900.0,
     fresh: Fresh = False,
     base_url: Annotated[
-        str | None, typer.Option("--base-url", metavar="URL", help="where the site will stand; adds a sitemap")
+        str | None, typer.Option("--base-url", metavar="URL", help="where the site will be; adds a sitemap")
     ] = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="print book and chapters too, and link to them")] = False,
 ) -> None:
     """Run the chapters that a change reaches and publish the site in _build/html."""
+    from casestudies_lib.runner.cache_compare import cached, refuse_differences
+    from casestudies_lib.runner.execute import obtain
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
-    from casestudies_lib.site.address import check_address
-    from casestudies_lib.site.build import build as build_site
+    from casestudies_lib.site.publish import check_address, publish, set_aside_on_failure
 
     address = check_address(base_url) if base_url else None
     jobs = [prepare(chapter, time_limit=time_limit) for chapter in _chosen(None)]
-    with shown([job.chapter.slug for job in jobs]) as notify:
-        page = build_site(jobs, paths.build() / "html", notify, _say, fresh=fresh, address=address)
-    _say(f"site in {page}; look at it with: casebook serve")
+    site = paths.build() / "html"
+    with set_aside_on_failure(site, _say):
+        before = cached(jobs) if fresh else {}
+        with shown([job.chapter.slug for job in jobs]) as notify:
+            results = obtain(jobs, notify, fresh=fresh, say=lambda slug, why: _say(_reason(slug, why)), warn=_say)
+        refuse_differences(jobs, before, results)
+        publish(results, site, address, pdf=pdf, fresh=fresh)
+    _say(f"site in {site / 'index.html'}; look at it with: casebook serve")
+
+
+def _reason(slug: str, reasons: list[str]) -> str:
+    more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return f"{slug}: runs, {', '.join(reasons[:3])}{more}" if reasons else f"{slug}: nothing changed, from the cache"
 
 
 cache_app = typer.Typer(help="Look into the cache of results, or tidy it.", no_args_is_help=True)
@@ -441,10 +453,11 @@ def slides(
     from casestudies_lib.site.case import read_case
     from casestudies_lib.site.slides import slide_file
 
-    case = read_case(chapter, run_folder(find_chapter(chapter), {}))
+    found = find_chapter(chapter)
+    content = slide_file(read_case(found.path.stem, run_folder(found, {})))
     out.mkdir(parents=True, exist_ok=True)
-    target = out / f"{case.name}.slides.html"
-    replace_file(target, slide_file(case, (paths.book() / "slides.css").read_text(encoding="utf-8")).encode())
+    target = out / f"{found.path.stem}.slides.html"
+    replace_file(target, content.encode())
     _say(f"slides in {target}")
 
 

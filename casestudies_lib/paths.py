@@ -1,6 +1,7 @@
 """Where things lie: every other file asks here, so that a checkout may stand anywhere."""
 
 import os
+import shutil
 from pathlib import Path
 
 DECLARED = "CASEBOOK_DECLARED"  # set by the runner: the data files that a running chapter may read
@@ -29,6 +30,14 @@ def book() -> Path:
 def build() -> Path:
     """Return the folder that everything generated goes into; it may be deleted at any time."""
     return root() / "_build"
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def browser() -> str | None:
+    """Return the path of an installed Chromium, which prints the book and looks at its pages, or None."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def data_file(name: str) -> Path:

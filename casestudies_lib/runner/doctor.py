@@ -107,8 +107,9 @@ def threads() -> Check:
 
 
 def browser() -> Check:
-    """Return whether the browser for page tests is here."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return Check("browser", "right", found)
-    return Check("browser", "missing", "no chromium", "needed for page tests only; install it with: make browser")
+    """Return whether the browser is here that prints the book and looks at its pages."""
+    if found := paths.browser():
+        return Check("browser", "right", found)
+    return Check(
+        "browser", "missing", "no chromium", "needed for page tests and PDF only; install it with: make browser"
+    )
