@@ -32,18 +32,14 @@ from casestudies_lib.runner.jobs import prepare
 obtain([prepare(find_chapter(slug)) for slug in sys.argv[1:]], fresh=True, say=lambda *said: None)
 """
 SITE = """
-import sys, time
+import shutil, sys, time
 from casestudies_lib import paths
-from casestudies_lib.site import publish
-from casestudies_lib.runner.chapters import all_chapters
-from casestudies_lib.site.stage import write_stage
-folders = {chapter.slug: paths.build() / "runs" / chapter.slug for chapter in all_chapters()}
-cases = sorted((publish.read_case(slug, folder) for slug, folder in folders.items()), key=publish._number)
-with publish._staging() as stage:
-    write_stage(stage, cases)
-    begin = time.perf_counter()
-    publish._build(stage)
-    sys.stderr.write(f"took {time.perf_counter() - begin}")
+from casestudies_lib.site.publish import build_book
+stage = paths.build() / "stage"
+shutil.rmtree(stage / "output")
+begin = time.perf_counter()
+build_book(stage, "html")
+sys.stderr.write(f"took {time.perf_counter() - begin}")
 """
 KERNEL = """
 import sys, time
@@ -92,8 +88,8 @@ def build_rows(scratch: Path) -> list[Row]:
     # A machine that others use too drifts within minutes: before and after together are what stood beside.
     scripts, processor = (sum(both) / 2 for both in zip(before, after))
     beside = runner_beside_script(scratch, copy)
-    site = measured([sys.executable, "-c", SITE], copy).took
     measured([*CASEBOOK, "build"], copy)
+    site = measured([sys.executable, "-c", SITE], copy).took
     warm = measured([*CASEBOOK, "build"], copy)
     unchanged = warm.said.count("nothing changed, from the cache")
     with (copy / "book" / "contributing.md").open("a", encoding="utf-8") as page:
