@@ -1,6 +1,7 @@
 """Where things lie: every other file asks here, so that a checkout may stand anywhere."""
 
 import os
+import shutil
 from pathlib import Path
 
 DECLARED = "CASEBOOK_DECLARED"  # set by the runner: the data files that a running chapter may read
@@ -47,3 +48,9 @@ def data_file(name: str) -> Path:
             f"{declared.replace(os.pathsep, ', ') or 'nothing'}; add it to DATA_FILES of the module that reads it"
         )
     return root() / name
+
+
+def chromium() -> str | None:
+    """Return the program of an installed Chromium, which prints pages and drives their tests; None where none is."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((found for name in names if (found := shutil.which(name))), None)

@@ -1,16 +1,9 @@
-"""Settings of all tests: shapes in annotations are checked, hypothesis draws the same examples everywhere, and what
-the tests of faults observe is compared with the committed table of faults, or recorded there."""
-
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+"""Settings of all tests: shapes in annotations are checked, hypothesis draws the same examples everywhere."""
 
 import jaxtyping
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
-
-from casestudies_lib.runner.fault_table import FaultRow, read_table, table_text
 
 settings.register_profile("casebook", deadline=None, derandomize=True, database=None)
 settings.load_profile("casebook")
@@ -23,43 +16,3 @@ install_import_hook(["casestudies_lib.models", "casestudies_lib.tasks"], CHECKER
 def shapes_unchecked(monkeypatch):
     """Users run without the checker of the tests, which would otherwise answer before the library's own error."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-FAULTS = Path(__file__).resolve().parents[1] / "data" / "faults.json"
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record-faults", action="store_true", help="write what fault tests observe to data/faults.json")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fault(title): the test fills this row of the table of faults with `observed`")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--record-faults"):
-        items[:] = [item for item in items if item.get_closest_marker("fault")]
-
-
-@pytest.fixture
-def observed(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Give a test with the mark `fault` the function that compares what it saw with its row, or records the row.
-
-    The function takes what standard error said, the exit status (a negative one as subprocess gives it), statements
-    that the test has checked, and names for the folders and addresses of this test, which must not reach the table.
-    """
-    title = request.node.get_closest_marker("fault").args[0]
-
-    def observe(sees: str, status: int, proof: Sequence[str], places: dict[Path | str, str]) -> None:
-        for place, name in sorted(places.items(), key=lambda entry: -len(str(entry[0]))):
-            sees = sees.replace(str(place), name)
-        row = FaultRow(title, sees.strip(), status if status >= 0 else 128 - status, tuple(proof))
-        here = ("/tmp/", str(Path.home()) + os.sep, str(FAULTS.parents[1]) + os.sep)
-        assert not [place for place in here if place in sees], sees
-        rows = {entry.fault: entry for entry in read_table(FAULTS)} if FAULTS.exists() else {}
-        if request.config.getoption("--record-faults"):
-            FAULTS.write_text(table_text(sorted((rows | {title: row}).values(), key=lambda row: row.fault)), "utf-8")
-        else:
-            assert rows.get(title) == row, "the table of faults says otherwise; if this is right now: make faults"
-
-    return observe

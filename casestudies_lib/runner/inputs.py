@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import casestudies_lib
@@ -93,21 +94,22 @@ def few(words: list[str], most: int = 4) -> str:
 
 def reached(sources: Iterable[str]) -> list[Path]:
     """Return the files of our package that these pieces of code import, directly or through one another."""
-    waiting = [name for source in sources for name in _imported(_tree(source, "a code cell"), "")]
+    waiting = [name for source in sources if PACKAGE in source for name in _imported(_tree(source, "a code cell"), "")]
     found: set[Path] = set()
     while waiting:
         for path in _files_of(waiting.pop()):
             if path not in found:
                 found.add(path)
-                waiting += _imports_of_file(path)
+                waiting += _read(path, path.stat().st_mtime_ns).imports
     return sorted(found)
 
 
 def data_files(modules: Iterable[Path]) -> list[str]:
     """Return the data files that these modules declare, as `data/FOLDER/FILE`."""
-    return sorted({name for path in modules for name in _declared(path)})
+    return sorted({name for path in modules for name in _read(path, path.stat().st_mtime_ns).data_files})
 
 
+@functools.cache
 def _library() -> Path:
     return Path(casestudies_lib.__file__).resolve().parent
 
@@ -128,9 +130,22 @@ def _files_of(module: str) -> list[Path]:
     return packages + [folder.with_suffix(".py") for folder in folders[1:] if folder.with_suffix(".py").is_file()]
 
 
+@dataclass(frozen=True)
+class _Module:
+    """What is to be known of a module's file: the names of ours that it imports, the data that it reads."""
+
+    imports: tuple[str, ...]
+    data_files: tuple[str, ...]
+    offered: dict[str, str]
+
+
 @functools.cache
-def _tree_of_file(path: Path, _changed: int) -> ast.Module:
-    return _tree(path.read_text(encoding="utf-8"), str(path))
+def _read(path: Path, _changed: int) -> _Module:
+    tree = _tree(path.read_text(encoding="utf-8"), str(path))
+    package = ".".join([PACKAGE, *path.relative_to(_library()).parts[:-1]])
+    return _Module(
+        tuple(_imported(tree, package)), _literal(tree, "DATA_FILES") or (), _literal(tree, "OFFERED") or {}
+    )  # fmt: skip
 
 
 def _tree(source: str, name: str) -> ast.Module:
@@ -138,15 +153,6 @@ def _tree(source: str, name: str) -> ast.Module:
         return ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise Mistake(f"{name} is not Python: {error}; mend that line") from error
-
-
-def _module(path: Path) -> ast.Module:
-    return _tree_of_file(path, path.stat().st_mtime_ns)
-
-
-def _imports_of_file(path: Path) -> list[str]:
-    package = ".".join([PACKAGE, *path.relative_to(_library()).parts[:-1]])
-    return list(_imported(_module(path), package))
 
 
 def _imported(tree: ast.AST, package: str) -> Iterator[str]:
@@ -166,24 +172,20 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
     for field in ("body", "orelse", "finalbody", "handlers", "cases"):
         for statement in getattr(node, field, ()):
             yield statement
-            if not (isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test)):
+            if not (isinstance(statement, ast.If) and getattr(statement.test, "id", None) == "TYPE_CHECKING"):
                 yield from _statements(statement)
 
 
 def _offered(module: str, name: str) -> str:
     """Return where a name comes from: a package may offer it from elsewhere, by a literal dictionary `OFFERED`."""
     file = _library().joinpath(*module.split(".")[1:], "__init__.py")
-    offers = _literal(file, "OFFERED") if file.is_file() else None
-    return (offers or {}).get(name, f"{module}.{name}")
+    offers = _read(file, file.stat().st_mtime_ns).offered if file.is_file() else {}
+    return offers.get(name, f"{module}.{name}")
 
 
-def _declared(path: Path) -> tuple[str, ...]:
-    return _literal(path, "DATA_FILES") or ()
-
-
-def _literal(path: Path, name: str) -> object:
+def _literal(tree: ast.Module, name: str) -> object:
     """Return the literal that a module assigns to a name at its top level, or None."""
-    for node in _module(path).body:
+    for node in tree.body:
         if isinstance(node, ast.Assign) and [getattr(target, "id", None) for target in node.targets] == [name]:
             return ast.literal_eval(node.value)
     return None
@@ -201,12 +203,14 @@ def tree_digest(path: Path) -> str:
     return digest(json.dumps([(entry.relative_to(path).as_posix(), _state(entry)) for entry in files]).encode())
 
 
+@functools.cache
 def pins() -> dict[str, str]:
     """Return the versions that the lock names, by package."""
     lock = paths.root() / LOCK
     return dict(_PIN.findall(lock.read_text(encoding="utf-8"))) if lock.is_file() else {}
 
 
+@functools.cache
 def locked_and_installed() -> dict[str, str]:
     """Return the versions that are really installed of the packages in the lock, read off their metadata folders."""
     installed = {}

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from casestudies_lib.runner.cache_key import canonical, digest, parts
 from casestudies_lib.runner.chapters import Chapter, read_notebook
 from casestudies_lib.runner.errors import Mistake
+from casestudies_lib.runner.inputs import digest, portable
 from casestudies_lib.runner.jobs import Job, prepare
-from casestudies_lib.runner.parameters import Parameter, ParameterError, Value, changed, check, parse_value, resolve
-from casestudies_lib.runner.results import run_folder
+from casestudies_lib.runner.parameters import Parameter, ParameterError, Value, check, parse_value, resolve
 
 MOST_ROWS = 100_000
 SEED, N_SEEDS = "seed", "n_seeds"
@@ -20,7 +19,7 @@ _SEEDS = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 
 @dataclass(frozen=True)
 class Row:
-    """One chapter run of a sweep: its key, and the parameters that are not the chapter's defaults."""
+    """One chapter run of a sweep, and a key that is the same on every machine."""
 
     key: str
     job: Job
@@ -28,18 +27,32 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """All rows of a sweep, and what they were asked for with."""
+    """All rows of a sweep, what they were asked for with, and what they depend on beside parameters and machine."""
 
     chapter: Chapter
     grid: dict[str, list[Value]]
-    seeds: tuple[int, int]
     rows: list[Row]
-    declared: dict[str, str]
+    inputs: dict[str, str]
 
     @property
     def name(self) -> str:
         """Return a name that only a sweep of the same rows has."""
-        return digest(canonical([self.chapter.slug, sorted(row.key for row in self.rows)]))[:10]
+        return digest("".join(sorted(row.key for row in self.rows)).encode())[:10]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Return the first seed, and one past the last."""
+        values = [row.job.values for row in self.rows]
+        return [min(each[SEED] for each in values), max(each[SEED] + each[N_SEEDS] for each in values)]
+
+    @property
+    def command(self) -> str:
+        """Return the command line that makes the sweep again."""
+        words = ["casebook", "sweep", self.chapter.slug]
+        for name, values in self.grid.items():
+            words += ["--grid", f"{name}={','.join(map(str, values))}"]
+        first, end = self.seeds
+        return " ".join([*words, "--seeds", f"{first}:{end}", "--n-seeds", str(self.rows[0].job.values[N_SEEDS])])
 
 
 def plan(
@@ -67,11 +80,10 @@ def plan(
     """
     first = prepare(chapter, time_limit=time_limit)
     declared = {parameter.name: parameter for parameter in first.parameters}
-    points = _grid(grid, declared)
-    blocks = _blocks(declared, seeds, n_seeds)
+    points, blocks = _grid(grid, declared), _blocks(declared, seeds, n_seeds)
     size = len(blocks)
-    for values in points.values():
-        size *= len(values)
+    for texts in points.values():
+        size *= len(texts)
     if size > MOST_ROWS:
         raise Mistake(f"the grid has {size} rows; at most {MOST_ROWS} are allowed: leave out values, or sweep in parts")
     table = [
@@ -79,60 +91,25 @@ def plan(
         for texts in itertools.product(*points.values(), blocks)
     ]
     values = {name: [parse_value(declared[name], text) for text in texts] for name, texts in points.items()}
-    return _plan(first, table, values)
+    return plan_of(first, table, values)
 
 
-def plan_of(chapter: Chapter, table: Sequence[Sequence[str]], *, time_limit: float = 900.0) -> Plan:
-    """Return the plan of rows whose parameters are known already, as texts NAME=VALUE.
-
-    Raises:
-        Mistake: chapter, parameters or limit are wrong.
-    """
-    return _plan(prepare(chapter, time_limit=time_limit), table, {})
-
-
-def _plan(first: Job, table: Sequence[Sequence[str]], grid: dict[str, list[Value]]) -> Plan:
-    common = portable(parts(first.chapter.slug, read_notebook(first.chapter.path), first.parameters, first.values))
-    rows = [_row(first, assignments, common) for assignments in table]
-    starts = [row.job.values[SEED] for row in rows]
-    ends = [row.job.values[SEED] + row.job.values[N_SEEDS] for row in rows]
-    return Plan(first.chapter, grid, (min(starts), max(ends)), rows, common)
-
-
-def portable(found: dict[str, str]) -> dict[str, str]:
-    """Return the declared inputs that are the same on every machine, parameters aside."""
-    return {
-        name: state
-        for name, state in found.items()
-        if name in ("code cells", "tags", "requirements.lock") or name.startswith("data/reports/")
-    }
-
-
-def _row(first: Job, assignments: Sequence[str], common: dict[str, str]) -> Row:
-    values = resolve(first.parameters, assignments, Path.cwd())
-    destination = run_folder(first.chapter, changed(first.parameters, values))  # so that its command is plain
-    job = replace(first, values=values, destination=destination)
-    return Row(row_key(job, common), job)
-
-
-def row_key(job: Job, common: dict[str, str] | None = None) -> str:
-    """Return the SHA-256 of what a row follows from, as far as it is the same on every machine.
+def plan_of(first: Job, table: Sequence[Sequence[str]], grid: dict[str, list[Value]]) -> Plan:
+    """Return the plan of rows whose parameters are given as texts `NAME=VALUE`.
 
     Args:
-        job: the row's job.
-        common: the declared inputs that all rows share, where they are known already.
+        first: a job of the same chapter, with the limits that all rows get.
+        table: the parameters of each row.
+        grid: the values of each parameter that the sweep varies.
     """
-    files: dict[str, str] = {}
-    if common is None or _names_files(job):
-        found = parts(job.chapter.slug, read_notebook(job.chapter.path), job.parameters, job.values)
-        common = portable(found)
-        files = {name: state for name, state in found.items() if name.startswith("files of parameter")}
-    shown = public(job.parameters, job.values)
-    return digest(canonical([job.chapter.slug, common, files, shown]))
-
-
-def _names_files(job: Job) -> bool:
-    return any(parameter.unit == "path" and job.values[parameter.name] for parameter in job.parameters)
+    notebook = read_notebook(first.chapter.path)
+    common = portable(first.inputs(notebook))
+    rows = []
+    for assignments in table:
+        job = replace(first, values=resolve(first.parameters, assignments, Path.cwd()))
+        parameters = {name: state for name, state in job.inputs(notebook).items() if name.startswith("parameter ")}
+        rows.append(Row(digest(repr([first.chapter.slug, common, parameters]).encode()), job))
+    return Plan(first.chapter, grid, rows, common)
 
 
 def public(parameters: list[Parameter], values: dict[str, Value]) -> dict[str, Value]:
@@ -184,9 +161,9 @@ def _blocks(declared: dict[str, Parameter], seeds: str | None, n_seeds: int | No
             f"as {start}:{start + max((end - start) // size, 1) * size}; {N_SEEDS} may be {declared[N_SEEDS].allowed}"
         )
     starts = range(start, end, size)
-    for each in starts:
-        check(declared[SEED], each)
-    return [(f"{SEED}={each}", f"{N_SEEDS}={size}") for each in starts]
+    for seed in starts:
+        check(declared[SEED], seed)
+    return [(f"{SEED}={seed}", f"{N_SEEDS}={size}") for seed in starts]
 
 
 def _range(text: str) -> tuple[int, int]:
