@@ -105,14 +105,10 @@ def _chosen(names: list[str] | None) -> list:
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List the chapters with their claims and the state of their last run."""
-    from casestudies_lib.runner.chapters import all_chapters, claim_ids, read_notebook, title_of
-    from casestudies_lib.runner.results import run_state
+    from casestudies_lib.runner.chapters import all_chapters
+    from casestudies_lib.runner.results import overview
 
-    rows = [
-        {"number": chapter.number, "slug": chapter.slug, "title": title_of(read_notebook(chapter.path)),
-         "claims": len(claim_ids(chapter.slug)), "last_run": run_state(chapter)}
-        for chapter in all_chapters()
-    ]  # fmt: skip
+    rows = [overview(chapter) for chapter in all_chapters()]
     if as_json:
         _print_json(rows)
         return

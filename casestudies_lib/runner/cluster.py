@@ -65,7 +65,7 @@ def _local(workers: int) -> Iterator:
             dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
             local_directory=scratch, silence_logs=logging.CRITICAL,
         ) as here,
-        Client(here, timeout=PATIENCE, set_as_default=False) as client,
+        Client(here, timeout=PATIENCE) as client,
     ):  # fmt: skip
         yield client
 
@@ -80,7 +80,7 @@ def _remote(address: str, say: Callable[[str], None]) -> Iterator:
             "reaches it can run code as you; use tls:// and Dask's TLS settings"
         )
     _check_scheduler(address)
-    with Client(address, timeout=PATIENCE, set_as_default=False) as client:
+    with Client(address, timeout=PATIENCE) as client:
         try:
             client.wait_for_workers(1, timeout=WORKER_PATIENCE)
         except TimeoutError as error:

@@ -49,10 +49,10 @@ def kernel() -> Check:
     """Return whether the kernel that chapters run on is that of this Python."""
     fix = "reinstall ipykernel and this package: make venv"
     try:
-        from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+        from jupyter_client.kernelspec import KernelSpecManager
 
         program = KernelSpecManager(kernel_dirs=[]).get_kernel_spec("python3").argv[0]
-    except (ImportError, NoSuchKernel) as error:
+    except (ImportError, KeyError) as error:  # NoSuchKernel is a KeyError
         return Check("kernel", "wrong", f"no kernel python3 ({error})", fix)
     same = Path(program).name.startswith("python") and program in (sys.executable, "python", "python3")
     return Check("kernel", "right" if same else "wrong", program, "" if same else fix)

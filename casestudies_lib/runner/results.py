@@ -16,7 +16,7 @@ from pathlib import Path
 
 import casestudies_lib
 from casestudies_lib import paths
-from casestudies_lib.runner.chapters import Chapter, claim_ids, read_notebook
+from casestudies_lib.runner.chapters import Chapter, claim_ids, read_notebook, title_of
 from casestudies_lib.runner.errors import CasebookError, Failure
 from casestudies_lib.runner.executed import Incomplete, verdicts_of
 from casestudies_lib.runner.files import ResultError, move_into_place, write_through, writing
@@ -174,11 +174,16 @@ def current_verdicts(chapter: Chapter, warn: Callable[[str], None]) -> list[dict
     return [{"from": "stored", **record} for record in records]
 
 
-def run_state(chapter: Chapter) -> str:
-    """Return what is known of the chapter's run with its own parameters: fresh, stale, none, or broken."""
+def overview(chapter: Chapter) -> dict:
+    """Return number, slug, title, number of claims, and the state of the run with the chapter's own parameters.
+
+    The state is fresh, stale, none, or broken: then the title says what is wrong with the chapter's files.
+    """
+    row = {"number": chapter.number, "slug": chapter.slug}
     try:
-        if find(chapter.slug, current_inputs(chapter)):
-            return "fresh"
-    except CasebookError:
-        return "broken"
-    return "stale" if newest(chapter.slug) else "none"
+        about = {"title": title_of(read_notebook(chapter.path)), "claims": len(claim_ids(chapter.slug))}
+        inputs = current_inputs(chapter)
+    except CasebookError as error:
+        return row | {"title": str(error), "claims": None, "last_run": "broken"}
+    state = "fresh" if find(chapter.slug, inputs) else "stale" if newest(chapter.slug) else "none"
+    return row | about | {"last_run": state}

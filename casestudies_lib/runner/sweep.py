@@ -5,11 +5,11 @@ rest. Dask hands a row out again when its worker dies, and tries one that fails 
 with its error, and the rest goes on.
 """
 
-import contextlib
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 from casestudies_lib import paths
@@ -101,12 +101,16 @@ def _answers(client, waiting: list[Row], fresh: bool) -> Iterator[tuple[Row, dic
         for row in waiting
     ]  # fmt: skip
     rows = dict(zip(client.map(run_row, tasks, pure=False, retries=RETRIES), waiting))
-    pending = set(rows)
+    pending, lost = set(rows), False
     while pending:
         done: set = set()
-        with contextlib.suppress(TimeoutError):  # without a limit Python would not see a signal until a row ends
+        try:
             done, pending = wait(pending, timeout=0.5, return_when="FIRST_COMPLETED")
-        if client.status != "running":
+        except TimeoutError:
+            pass  # without a limit Python would not see a signal until a row ends
+        except CancelledError:
+            lost = True  # the client learns a moment later than its futures that the scheduler is gone
+        if lost or client.status != "running":
             raise NoCluster("the scheduler went away; what ended is kept, the same command goes on from there")
         for future in done:
             error = _error_of(future)
@@ -142,8 +146,8 @@ def run_row(task: tuple[str, list[str], str, float, bool]) -> dict:
         if plan_of(job, [assignments], {}).rows[0].key != key:
             raise RuntimeError("the worker has another state of the chapter, its report or data than you; update it")
         return row_of(run_chapter(job, fresh=fresh))
-    except Exception as error:  # an exception of ours might not unpickle where the package differs
-        raise RuntimeError(str(error)) from None
+    except Exception as error:  # one of ours might not unpickle where the package differs; the cause names no path
+        raise RuntimeError(str(error.__cause__ or error)) from None
 
 
 def row_of(result: Result) -> dict:
