@@ -58,7 +58,7 @@ serve: $(READY) ## serve _build/html on this machine
 	$(BIN)/python -m casestudies_lib.cli serve
 
 bench: $(READY) ## measure speed and memory as ratios, each in one run (BENCH_FLAGS=builds measures that group alone, --set-up set-up too)
-	$(BIN)/python tests/benchmark.py $(BENCH_FLAGS)
+	$(BIN)/python tests/benchmark $(BENCH_FLAGS)
 
 # The browser that puppeteer would fetch is not needed: Lighthouse drives the installed one.
 tests/lighthouse/node_modules: tests/lighthouse/package-lock.json
@@ -67,7 +67,7 @@ tests/lighthouse/node_modules: tests/lighthouse/package-lock.json
 	touch $@
 
 bench-site: book tests/lighthouse/node_modules ## measure the site with Lighthouse, in one table (needs Chromium and npm)
-	$(BIN)/python tests/benchmark_site.py
+	$(BIN)/python tests/benchmark/site.py
 
 browser: ## install the Debian package that page tests need
 	@if command -v chromium >/dev/null; then echo "chromium is installed"; \

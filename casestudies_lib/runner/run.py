@@ -239,14 +239,14 @@ def obtain(
         if result and not fresh:
             found[slug] = result
         else:
-            waiting.append((_usual_seconds(slug, last), job))
+            waiting.append((usual_seconds(slug, last), job))
         changes = differences(last.provenance["inputs"], inputs) if last else ["it never ran"]
         say(slug, [] if slug in found else ["a fresh run was asked for"] if result else changes)
     ordered = [job for _, job in sorted(waiting, key=lambda entry: -entry[0])]
     return found | (_side_by_side(ordered, notify, fresh) if ordered else {})
 
 
-def _usual_seconds(slug: str, last: Result | None) -> float:
+def usual_seconds(slug: str, last: Result | None) -> float:
     """Return what the last run took, else a row of the committed evidence, so that the longest chapter starts first."""
     if last:
         return last.provenance["seconds"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 
 from casestudies_lib import paths
-from casestudies_lib.runner.sweep_cost import seconds_per_task
+from casestudies_lib.runner.cluster import cluster
 
 Row = tuple[str, str, str]
 ROWS = 6
@@ -94,6 +94,15 @@ def swept(root: Path, workers: int) -> float:
     return time.perf_counter() - begin
 
 
+def seconds_per_task(tasks: int = 200) -> float:
+    """Return what it costs to hand out one row and take its answer, measured with empty tasks on a local worker."""
+    with cluster(None, 1, print) as client:
+        client.submit(abs, -1).result(60)
+        begin = time.perf_counter()
+        client.gather(client.map(abs, range(tasks), pure=False))
+        return (time.perf_counter() - begin) / tasks
+
+
 def free_cores() -> float:
     """Return how much faster two processes count than one counts twice."""
     loop = [sys.executable, "-c", "for _ in range(40_000_000): pass"]
@@ -104,8 +113,3 @@ def free_cores() -> float:
     for process in [subprocess.Popen(loop) for _ in range(2)]:
         process.wait()
     return (middle - begin) / (time.perf_counter() - middle)
-
-
-if __name__ == "__main__":
-    for line in sweep_rows():
-        print(*line, sep=" | ")

@@ -4,7 +4,6 @@ Names of groups as arguments measure these alone. With --set-up it also times a 
 fetches every package. Rows are noted as they are measured; the table comes last.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -13,16 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from benchmark_builds import build_rows
-from benchmark_cohort import cohort_rows
-from benchmark_probes import probe_rows
-from benchmark_routing import routing_rows
-from benchmark_sweep import sweep_rows
+from builds import build_rows
+from cohorts import cohort_rows
+from probes import probe_rows
 from rich.console import Console
 from rich.table import Table
+from routing import routing_rows
+from sweeps import sweep_rows
 
 from casestudies_lib import paths
 from casestudies_lib.runner.chapters import all_chapters
+from casestudies_lib.runner.results import newest
 
 CASEBOOK = [sys.executable, "-m", "casestudies_lib.cli"]
 
@@ -32,10 +32,9 @@ def figures() -> list[tuple[str, str, str]]:
     listing = seconds(lambda: subprocess.run([*CASEBOOK, "list"], stdout=subprocess.DEVNULL, check=True))
     rows = [("casebook list", f"{listing:.2f} s", "≤ 0.5 s")]
     for chapter in all_chapters():
-        folder = paths.build() / "runs" / chapter.slug
-        if (folder / "provenance.json").is_file():
-            taken = json.loads((folder / "provenance.json").read_text("utf-8"))["seconds"]
-            rows.append((f"{chapter.slug}, one thread, when it last ran here", f"{taken:.0f} s", "≤ 120 s quiet"))
+        if last := newest(chapter.slug):
+            taken = f"{last.provenance['seconds']:.0f} s"
+            rows.append((f"{chapter.slug}, one thread, when it last ran here", taken, "≤ 120 s quiet"))
     return rows
 
 
