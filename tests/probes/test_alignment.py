@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from casestudies_lib.offsets import checked, pairs_by_index, shared_ends
-from casestudies_lib.probes import ProbeFault, ProbeInputError
-from casestudies_lib.probes.alignment import alignment
+from casestudies_lib.probes import ProbeFault, ProbeInputError, alignment
 
 SEEDS = range(10)
 SPOKEN = "the quick brown fox jumps over lazy dogs naïve café Löwe größer 日本語 日曜 🙂🙂 élan and then sleeps"

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from casestudies_lib.probes import ProbeFault, ProbeInputError
-from casestudies_lib.probes.loss_slopes import Slope, fitted, judged
-from casestudies_lib.probes.reduction_scaling import reduction_scaling
+from casestudies_lib.probes import ProbeFault, ProbeInputError, reduction_scaling
+from casestudies_lib.probes.reduction.trials import Slope, fitted, judged
 
 SEEDS = range(10)
 AXES = ("batch", "length", "classes")

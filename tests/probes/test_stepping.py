@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from casestudies_lib.probes import stepping
 from casestudies_lib.probes.result import ProbeFault, ProbeInputError
-from casestudies_lib.probes.stepping import stepping
 
 SEEDS = range(10)
 

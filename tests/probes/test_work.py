@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from casestudies_lib.probes.work import WorkRecorder
+from casestudies_lib.probes.passes import WorkRecorder
 
 
 def watch(module, loss):
