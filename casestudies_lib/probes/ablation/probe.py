@@ -75,7 +75,7 @@ def ablation_diff(
         raise ProbeInputError(f"call is {kind_of(call)}; give a function of (model, inputs), or None")
     patterns = _patterns(expected)
     both = _parts(first), _parts(second)
-    with left_as_found(first), left_as_found(second), random_left_as_found():
+    with left_as_found(first), left_as_found(second), random_left_as_found(), torch.inference_mode(False):
         run = None if inputs is None else compared(first, second, inputs, call or _call)
     found = _structure(*both) + (_values(first, second) if values else [])
     found += [] if run is None else _behaviour(run, *both)

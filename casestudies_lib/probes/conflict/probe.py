@@ -151,7 +151,7 @@ def _gradients(
     chosen: bool,
 ) -> tuple[dict[str, Gradients], dict[str, float], list[Finding]]:
     outputs: dict[str, list[Tensor]] = {name: [] for name in watched}
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         handles = [part.register_forward_hook(_keeper(outputs[name])) for name, part in watched.items()]
         try:
             returned = losses(module, batch)
