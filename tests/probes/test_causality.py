@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from registry import drawn
 from torch import nn
 from torch.nn import functional
 
@@ -314,7 +315,7 @@ def test_the_size_of_a_leak_is_measured_far_below_single_precision(size, seed):
 @pytest.mark.parametrize("reach", [1, 3])
 def test_the_reach_of_a_leak_is_told(reach):
     model = Convolution(left=1, right=reach)
-    result = causality(model, torch.randn(2, TOKENS, DIM), cuts=[6])
+    result = causality(model, drawn(0, 2, TOKENS, DIM), cuts=[6])
     assert f"an output sees at least {reach} positions ahead" in result.findings[0].measured
     assert f"moves {reach} of 6 outputs" in result.findings[0].measured
 
@@ -329,7 +330,7 @@ def test_a_leak_between_two_cuts_is_missed_and_found_with_a_cut_between():
             out = values * self.scale
             return torch.cat([out[:, :3], out[:, 3:4] + out[:, 4:5], out[:, 4:]], 1)
 
-    values = torch.randn(2, TOKENS, DIM)
+    values = drawn(0, 2, TOKENS, DIM)
     assert causality(Pair(), values, cuts=[1, 6]).ok is True
     assert causality(Pair(), values, cuts=[4]).ok is False
 
@@ -452,8 +453,8 @@ def test_a_model_in_half_precision_is_judged_in_double(dtype):
 
 def test_other_axes_outputs_and_calls():
     lstm = nn.LSTM(DIM, DIM)
-    assert causality(lstm, torch.randn(TOKENS, 2, DIM), position_axis=0, batch_axis=1).ok is True
-    unbatched = torch.randn(TOKENS, DIM)
+    assert causality(lstm, drawn(0, TOKENS, 2, DIM), position_axis=0, batch_axis=1).ok is True
+    unbatched = drawn(0, TOKENS, DIM)
     assert causality(nn.LSTM(DIM, DIM, bidirectional=True), unbatched, position_axis=0, batch_axis=None).ok is False
 
     class ChannelsFirst(nn.Module):

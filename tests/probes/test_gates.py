@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from registry import drawn
 from torch import nn
 from torch.nn import functional
 
@@ -345,7 +346,7 @@ def test_a_sigmoid_further_down_the_model_is_not_the_gates():
         def forward(self, values):
             return self.layer(values + self.alpha * values.tanh()).sigmoid()
 
-    result = gates(Late(), lambda module, batch: module(batch).mean(), torch.randn(4, DIM), names="alpha")
+    result = gates(Late(), lambda module, batch: module(batch).mean(), drawn(0, 4, DIM), names="alpha")
     assert result.measures["alpha"]["squash"] == ""
     assert result.measures["alpha"]["slope"] is None
 
@@ -368,7 +369,7 @@ def test_gates_in_a_list_of_parameters_are_measured_where_they_act():
         def forward(self, values):
             return values + self.mixes[0] * self.first(values) + self.mixes[1] * self.second(values)
 
-    model, batch = Listed(), torch.randn(4, DIM)
+    model, batch = Listed(), drawn(0, 4, DIM)
     result = gates(model, lambda module, batch: module(batch).square().mean(), batch, names="mixes.*")
     for place, layer in enumerate((model.first, model.second)):
         expected = layer(batch).square().mean().sqrt().item()

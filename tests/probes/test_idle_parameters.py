@@ -5,6 +5,7 @@ from itertools import repeat
 
 import pytest
 import torch
+from registry import drawn
 from torch import nn
 
 from casestudies_lib.probes import ProbeFault, ProbeInputError, idle_parameters
@@ -131,7 +132,7 @@ def test_idle_parameters_that_a_living_module_holds_itself_are_named():
         used, silent = module(batch)
         return used.square().sum() + 0.0 * silent.square().sum()
 
-    result = idle_parameters(Holder(), loss, torch.randn(5, 2))
+    result = idle_parameters(Holder(), loss, drawn(0, 5, 2))
     assert [finding.where for finding in result.findings] == ["silent"]
     assert result.measures["idle_forward_flops"] == 2 * 5 * 2 * 3
     assert "60 FLOPs forward and 60 backward" in result.findings[0].measured
@@ -143,7 +144,7 @@ def test_idle_parameters_that_a_living_module_holds_itself_are_named():
 def test_a_zero_initialised_successor_is_not_an_idle_parameter():
     module = seeded(0, nn.Sequential, nn.Linear(4, 3), nn.Linear(3, 1))
     nn.init.zeros_(module[1].weight)
-    result = idle_parameters(module, lambda module, batch: module(batch).sum(), torch.randn(5, 4))
+    result = idle_parameters(module, lambda module, batch: module(batch).sum(), drawn(0, 5, 4))
     assert result.ok is True
     assert kinds(result)["0.weight"] == "zero only here"
     assert severities(result) == ["note"]
@@ -412,7 +413,7 @@ def test_a_transformer_encoder_with_an_unused_layer(evaluated):
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, activation="gelu")
     encoder = seeded(0, nn.TransformerEncoder, layer, 2, enable_nested_tensor=False).train(not evaluated)
     extra = nn.ModuleDict({"encoder": encoder, "extra": copy.deepcopy(layer)})
-    inputs = torch.randn(3, 5, 16)
+    inputs = drawn(0, 3, 5, 16)
     optimiser = torch.optim.AdamW(extra.parameters())
     assert idle_parameters(encoder, lambda m, b: m(b).square().mean(), inputs).ok is True
     result = idle_parameters(extra, lambda m, b: m["encoder"](b).square().mean(), inputs, optimiser)
@@ -429,7 +430,7 @@ def test_a_transformer_encoder_with_an_unused_layer(evaluated):
 @pytest.mark.parametrize("build", [nn.LSTM, nn.GRU])
 def test_a_recurrent_layer_whose_last_layer_is_skipped(build):
     module = seeded(0, build, 5, 7, 2, batch_first=True, dropout=0.1)
-    healthy = idle_parameters(module, lambda m, b: m(b)[0].square().mean(), torch.randn(3, 4, 5))
+    healthy = idle_parameters(module, lambda m, b: m(b)[0].square().mean(), drawn(0, 3, 4, 5))
     assert healthy.ok is True
     gates = 4 if build is nn.LSTM else 3
     assert healthy.measures["forward_flops"] == 2 * 3 * 4 * gates * 7 * (5 + 7 + 7 + 7)
@@ -437,7 +438,7 @@ def test_a_recurrent_layer_whose_last_layer_is_skipped(build):
     idle = idle_parameters(
         both,
         lambda m, b: m["first"](b)[0].square().mean() + 0 * m["second"](m["first"](b)[0])[0].mean(),
-        torch.randn(3, 4, 5),
+        drawn(0, 3, 4, 5),
     )
     assert [f.where for f in idle.findings if f.severity == "fault"] == ["second"]
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from registry import drawn
 from torch import nn
 from torch.nn import functional
 
@@ -201,7 +202,7 @@ def test_another_axis_of_positions_may_be_chosen():
         out = model(batch)
         return {"left": out[..., 0].square().mean(), "right": (out[..., -1] - 1).square().mean()}
 
-    result = interference(module, losses, torch.randn(4, 2, 7), position_axis=2)
+    result = interference(module, losses, drawn(0, 4, 2, 7), position_axis=2)
     assert [norm > 0 for norm in result.measures["positions"]["2"]["left"]] == [True, *[False] * 6]
     assert not any("last axis" in finding.measured for finding in result.findings)
 
@@ -255,7 +256,7 @@ def test_a_gradient_that_is_not_finite_is_a_fault_and_no_nan_in_the_table():
         out = model(batch)
         return {"a": out.square().mean(), "b": (out - out.detach()).clamp(min=0).sqrt().mean()}
 
-    result = interference(module, losses, torch.randn(3, 4, 2), layers=[""])
+    result = interference(module, losses, drawn(0, 3, 4, 2), layers=[""])
     assert result.ok is False
     assert "nan or infinity" in result.findings[0].measured
     assert "NaN" not in json.dumps(result.to_dict())
