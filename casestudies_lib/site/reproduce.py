@@ -64,22 +64,17 @@ def _said(row: FaultRow) -> str:
 
 def probe_table() -> str:
     """Return an HTML table of the probes that the package offers, read from its source without importing torch."""
-    package = ast.walk(ast.parse((_probe_folder() / "__init__.py").read_text(encoding="utf-8")))
-    origins = [node.module.split(".") for node in package if isinstance(node, ast.ImportFrom) and node.module]
-    modules = sorted(names[-1] for names in origins if names[:-1] == ["casestudies_lib", "probes"])
-    rows = [row for module in modules if (row := _probe_row(_probe_folder() / f"{module}.py"))]
+    package = Path(__file__).resolve().parents[1]
+    tree = ast.parse((package / "probes" / "__init__.py").read_text(encoding="utf-8"))
+    assignments = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    offered = ast.literal_eval(assignments["OFFERED"])
+    rows = [_probe_row(name, package.parent / f"{module.replace('.', '/')}.py") for name, module in offered.items()]
     return table("Probes", ("Probe", "What it finds"), rows, "probes")
 
 
-def _probe_folder() -> Path:
-    return Path(__file__).resolve().parents[2] / "probes"
-
-
-def _probe_row(path: Path) -> tuple[str, str] | None:
-    """Return name and first paragraph of the function that a module is named after, if there is one."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == path.stem:
-            first_paragraph = (ast.get_docstring(node) or "").split("\n\n")[0]
-            return f"<code>{html_text(node.name)}</code>", html_prose(first_paragraph)
-    return None
+def _probe_row(name: str, path: Path) -> tuple[str, str]:
+    """Return the name and the first paragraph of a probe's documentation."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    function = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == name)
+    first_paragraph = (ast.get_docstring(function) or "").split("\n\n")[0]
+    return f"<code>{html_text(name)}</code>", html_prose(first_paragraph)
