@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from casestudies_lib import cohort
 from casestudies_lib.cohort import CohortError, train, train_one_by_one
-from casestudies_lib.models.blocks import Dropout
+from casestudies_lib.models.blocks import Dropout, initialise
 from casestudies_lib.models.distillation import LanguageModel, Sizes
 from casestudies_lib.models.gates import switches as gates
 from casestudies_lib.models.gates.model import GatedModel
@@ -186,7 +186,9 @@ def test_frozen_parameters_stay_and_the_rest_learns():
 
 def test_running_statistics_of_batch_norm_are_kept_for_each_seed():
     def normed(seed):
-        return nn.Sequential(nn.Linear(5, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 1))
+        model = nn.Sequential(nn.Linear(5, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 1))
+        initialise(model, torch.Generator().manual_seed(seed))
+        return model
 
     together, apart, apart_by = both([normed(seed) for seed in range(3)], square_error, lambda: batches(3, 20), sgd)
     assert torch.allclose(together, apart, rtol=1e-5, atol=1e-5)
