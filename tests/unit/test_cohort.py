@@ -14,7 +14,7 @@ from torch.nn import functional
 from casestudies_lib import cohort
 from casestudies_lib.cohort import CohortError, train, train_one_by_one
 from casestudies_lib.models.blocks import Dropout, initialise
-from casestudies_lib.models.distillation import LanguageModel, Sizes
+from casestudies_lib.models.distillation.model import LanguageModel, Sizes
 from casestudies_lib.models.gates import switches as gates
 from casestudies_lib.models.gates.model import GatedModel
 from casestudies_lib.models.gates.switches import Switches

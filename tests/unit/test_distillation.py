@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from casestudies_lib.models.distillation import (
+from casestudies_lib.models.distillation.model import (
     Bridge,
     Distiller,
     FeatureProjector,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import rel_entr
 from scipy.special import softmax as scipy_softmax
 
-from casestudies_lib.models.distillation_evaluation import (
+from casestudies_lib.models.distillation.evaluation import (
     PERPLEXITY_CAP,
     capped_perplexity,
     divergence,

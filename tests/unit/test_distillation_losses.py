@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casestudies_lib.models.distillation import Distiller, LanguageModel, Reading, Routed, Sizes
-from casestudies_lib.models.distillation_losses import (
+from casestudies_lib.models.distillation.losses import (
     TERMS,
     attention_loss,
     contrastive_loss,
@@ -32,6 +31,7 @@ from casestudies_lib.models.distillation_losses import (
     temperature_at,
     weighted,
 )
+from casestudies_lib.models.distillation.model import Distiller, LanguageModel, Reading, Routed, Sizes
 
 LAYER_ERRORS = [mean_square, sum_over_count, normalised_square, masked_square, robust_error]
 

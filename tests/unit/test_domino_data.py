@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from casestudies_lib import paths
-from casestudies_lib.tasks import domino_data
-from casestudies_lib.tasks.domino_data import ILLEGAL, EndgameDataError, Settings, checksum, generate, load, save
-from casestudies_lib.tasks.domino_examples import POINTS, examples
-from casestudies_lib.tasks.domino_tokens import FEATURES, NOBODY, OWN_HAND, Positions, tokens
-from casestudies_lib.tasks.dominoes import NAMES, DominoError, Position, count, deal, random_game, solve
+from casestudies_lib.tasks.dominoes import data as domino_data
+from casestudies_lib.tasks.dominoes.data import ILLEGAL, EndgameDataError, Settings, checksum, generate, load, save
+from casestudies_lib.tasks.dominoes.examples import POINTS, examples
+from casestudies_lib.tasks.dominoes.game import NAMES, DominoError, Position, count, deal, random_game, solve
+from casestudies_lib.tasks.dominoes.tokens import FEATURES, NOBODY, OWN_HAND, Positions, tokens
 
 SMALL = Settings(train_deals=4, valid_deals=3, train_positions=3, valid_positions=2, seed=5)
 
@@ -111,7 +111,7 @@ def test_damaged_data_are_refused_with_the_command_that_makes_them_again(small, 
         path.write_text(change(path.read_text("utf-8")), "utf-8")
     with pytest.raises(EndgameDataError, match=complaint) as refused:
         load(tmp_path)
-    assert "python -m casestudies_lib.tasks.domino_data" in str(refused.value)
+    assert "python -m casestudies_lib.tasks.dominoes.data" in str(refused.value)
 
 
 def test_a_value_changed_by_hand_is_noticed(small, tmp_path):

@@ -5,9 +5,9 @@ import torch
 
 from casestudies_lib.models.blocks import initialise
 from casestudies_lib.models.dominoes import LAYERS, Attention, DominoNet, Sizes, record
-from casestudies_lib.tasks.domino_data import load
-from casestudies_lib.tasks.domino_examples import examples
-from casestudies_lib.tasks.domino_tokens import FEATURES
+from casestudies_lib.tasks.dominoes.data import load
+from casestudies_lib.tasks.dominoes.examples import examples
+from casestudies_lib.tasks.dominoes.tokens import FEATURES
 
 FEATURE_SIZES = tuple(FEATURES.values())
 SMALL = Sizes(FEATURE_SIZES, dim=16, heads=2, layers=2, hidden=16)

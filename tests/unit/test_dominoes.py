@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casestudies_lib.tasks.dominoes import (
+from casestudies_lib.tasks.dominoes.game import (
     DECLARATIONS,
     DOUBLES,
     DOUBLES_A_SUIT,

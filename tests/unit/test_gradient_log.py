@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import optimizer as optimisers
 
-from casestudies_lib.gradient_log import log_gradient_norms
+from casestudies_lib.models.gates.gradient_log import log_gradient_norms
 from casestudies_lib.probes.names import UnknownName
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from casestudies_lib import cost
-from casestudies_lib.models.routing import (
+from casestudies_lib.models import cost
+from casestudies_lib.models.routing.model import (
     LanguageModel,
     RoutedAttention,
     Sizes,
@@ -17,7 +17,7 @@ from casestudies_lib.models.routing import (
     greedy,
     next_token_loss,
 )
-from casestudies_lib.models.routing_routers import (
+from casestudies_lib.models.routing.routers import (
     GATES,
     ROUTERS,
     RouterSettings,
@@ -27,7 +27,7 @@ from casestudies_lib.models.routing_routers import (
     make_router,
     ranked,
 )
-from casestudies_lib.models.routing_sparse import dense, sparse
+from casestudies_lib.models.routing.sparse import dense, sparse
 
 SIZES = Sizes(vocab=20, tokens=12, dim=16, hidden=16)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from casestudies_lib.models.routing_backwards import SHARING, WEIGHING, WRONG_SCALE, Heuristic
+from casestudies_lib.models.routing.backwards import SHARING, WEIGHING, WRONG_SCALE, Heuristic
 from casestudies_lib.probes import backward_check
 
 SEEDS = range(10)

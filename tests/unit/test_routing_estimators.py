@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from casestudies_lib.models import routing_estimators as estimate
+from casestudies_lib.models.routing import estimators as estimate
 
 
 def case(seed, heads=4):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from casestudies_lib.tasks.domino_search import UNKNOWN, points_to_go
+from casestudies_lib.tasks.dominoes.search import UNKNOWN, points_to_go
 
 PLAYERS, HAND = 4, 7
 PIPS = 7

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from casestudies_lib.models.blocks import check_sizes, initialise, merge_heads, split_heads
-from casestudies_lib.models.routing_backwards import SHARING, WEIGHING, named
-from casestudies_lib.models.routing_routers import RouterSettings, Routing, draw_router, make_router
+from casestudies_lib.models.routing.backwards import SHARING, WEIGHING, named
+from casestudies_lib.models.routing.routers import RouterSettings, Routing, draw_router, make_router
 
 
 @dataclass(frozen=True)

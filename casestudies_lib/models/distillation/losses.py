@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from casestudies_lib.models.distillation import Distiller, Reading, Routed, stretched
+from casestudies_lib.models.distillation.model import Distiller, Reading, Routed, stretched
 
 Number = Float[Tensor, ""]
 LayerError = Callable[[Tensor, Tensor], Tensor]

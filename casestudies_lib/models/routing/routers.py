@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from casestudies_lib.models.routing_backwards import Heuristic, named
+from casestudies_lib.models.routing.backwards import Heuristic, named
 
 Hidden = Float[Tensor, "batch tokens dim"]
 PerHead = Float[Tensor, "batch tokens heads"]
