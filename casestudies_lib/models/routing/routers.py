@@ -112,7 +112,6 @@ class AllHeads(nn.Module):
     """Every head with weight one: plain attention, whose router has no parameters."""
 
     def __init__(self, heads: int) -> None:
-        """Keep the number of heads."""
         super().__init__()
         self.heads = heads
 

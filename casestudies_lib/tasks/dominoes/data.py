@@ -20,16 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from casestudies_lib import paths
-from casestudies_lib.tasks.dominoes.game import (
-    DECLARATIONS,
-    HAND,
-    NAMES,
-    PLAYERS,
-    Position,
-    deal,
-    random_game,
-    solve,
-)
+from casestudies_lib.tasks.dominoes.game import DECLARATIONS, HAND, NAMES, PLAYERS, Position, deal, random_game, solve
 from casestudies_lib.tasks.dominoes.tokens import NOBODY, Positions
 
 DATA_FILES = ("data/dominoes/endgames.json", "data/dominoes/endgames.npz")

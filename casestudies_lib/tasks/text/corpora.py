@@ -1,4 +1,4 @@
-"""Text in paragraphs: a file of the repository, checked against its digest, or Python's own help; split for training."""
+"""Text in paragraphs: a file of the repository, checked against its digest, or Python's help topics."""
 
 import hashlib
 import platform
