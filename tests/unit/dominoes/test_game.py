@@ -114,7 +114,7 @@ def test_every_game_of_legal_plays_hands_out_forty_two_points(seed):
 
 
 @pytest.mark.parametrize("declaration", range(len(DECLARATIONS)))
-@pytest.mark.parametrize(("tricks", "games"), [(1, 9), (2, 9), (3, 2)])  # 200 in all: brute force is slow
+@pytest.mark.parametrize(("tricks", "games"), [(1, 9), (2, 9), (3, 1)])  # 190 in all: brute force is slow
 def test_every_play_of_an_endgame_has_the_value_that_brute_force_finds(declaration, tricks, games):
     for place in range(games):
         position = endgame(1000 * declaration + 10 * tricks + place, tricks, place % 4, declaration)
