@@ -110,15 +110,10 @@ DISTILLATION = [
         lambda: losses.routing_attention_alignment_loss(alignment(normal(2, 1, 4), normal(2, 3, 4))),
         "^routing_attention_alignment_loss: shapes",
     ),
-    (lambda: losses.attention_loss(normal(2, 1, 4, 4), normal(2, 3, 4, 4)), "^attention_loss: shapes"),
-    (lambda: losses.attention_loss(normal(2, 3, 4, 4), normal(2, 3, 4, 4), math.inf), "temperature is inf"),
-    (lambda: losses.contrastive_loss(normal(2, 3), normal(1, 3)), "^contrastive_loss: shapes"),
-    (lambda: losses.contrastive_loss(normal(2, 3), normal(2, 3), -1.0), "temperature is -1.0"),
     *[
         (lambda error=error: error(normal(2, 5, 1), normal(2, 5, 7)), rf"^{error.__name__}: shapes")
         for error in (losses.mean_square, losses.sum_over_count, losses.normalised_square, losses.masked_square)
     ],
-    (lambda: losses.robust_error(normal(2, 5, 1), normal(2, 5, 7)), "^robust_error: shapes"),
     (lambda: losses.lm_loss(normal(2, 5, 7), ids(2, 4), every(2, 5)), r"^lm_loss: shapes \(2, 5\) and \(2, 4\) differ"),
     (lambda: losses.lm_loss(normal(2, 5, 7), ids(2, 5), every(1, 5)), r"^lm_loss: shapes \(2, 5\) and \(1, 5\) differ"),
     (
@@ -126,18 +121,11 @@ DISTILLATION = [
         "^lm_loss: .* masks every",
     ),
     (
-        lambda: losses.layerwise_loss([normal(2, 3, 4)] * 2, [normal(2, 3, 4)], torch.zeros(2)),
-        "2 student layers, 1 tea",
-    ),
-    (
         lambda: losses.layerwise_loss([normal(2, 3, 4)] * 2, [normal(2, 3, 4)] * 2, torch.zeros(3)),
         "3 weights; give the",
     ),
-    (lambda: losses.layerwise_loss([], [], torch.zeros(0)), "0 student layers, 0 teacher layers, 0 weights; give"),
     (lambda: losses.weighted({"kd": torch.ones(()), "lm": torch.ones(())}, {"kd": 0.7}), "^lm: in only one of terms"),
-    (lambda: losses.weighted({"kd": torch.ones(())}, {"kd": 1.0, "extra": 1.0}), "^extra: in only one of"),
     (lambda: losses.curriculum(-0.01), "progress is -0.01; it runs from 0 to 1"),
-    (lambda: losses.temperature_at(math.nan), "progress is nan"),
     (lambda: evaluation.capped_perplexity(math.nan), "loss is nan"),
     (lambda: evaluation.divergence(normal(1, 7), normal(3, 7)), r"^divergence: shapes \(1, 7\) and \(3, 7\) differ"),
     (lambda: evaluation.divergence(normal(0, 7), normal(0, 7)), "^divergence: .* share no position"),
@@ -145,10 +133,8 @@ DISTILLATION = [
         lambda: evaluation.divergence(NO_NUMBER, normal(1, 3)),
         "^divergence: student: logits of 1 of 1 tokens are no dis",
     ),
-    (lambda: evaluation.top_overlap(normal(1, 3), NO_NUMBER), "^top_overlap: teacher: logits of 1 of 1 tokens"),
     (lambda: evaluation.top_overlap(normal(3, 4), normal(3, 4), 5), "top_k is 5; choose 1 to 4"),
     (lambda: evaluation.next_byte(normal(3, 7), ids(6)), "7 classes and 6 first bytes"),
-    (lambda: evaluation.next_byte(normal(3, 2) * -math.inf, ids(2)), "next_byte: logits of 3 of 3 tokens are no"),
     (lambda: perfect(own=(4, 0, 1)), "the two tokenizations spell different bytes"),
     (
         lambda: perfect(own=(4, 5, 2), student=(b"a", b"b", b"c", b"bc", b"x", b"ab")),
@@ -169,7 +155,6 @@ DISTILLATION = [
 ]
 OTHER_MODELS = [
     (lambda: Dropout(1, generator()), "dropout rate is 1; it must be at least 0 and below 1"),
-    (lambda: Dropout(math.nan, generator()), "dropout rate is nan"),
     (lambda: split_heads(normal(1, 2, 6), 4), "width 6 is not a multiple of 4 heads"),
     (lambda: distillation.Sizes(vocab=1, tokens=6), "vocab is 1; at least 2 is needed"),
     (
@@ -179,7 +164,6 @@ OTHER_MODELS = [
     (lambda: tracing.Sizes(concepts=1, slots=6), "concepts is 1; at least 2"),
     (lambda: switches.Sizes(vocab=5, tokens=6, window=-1), "window is -1"),
     (lambda: routing.Sizes(vocab=9, kv_heads=3), "8 heads cannot share 3 key/value heads evenly"),
-    (lambda: routing.Sizes(vocab=9, hidden=0), "hidden is 0"),
     (lambda: dominoes.Sizes(tuple(FEATURES.values()), slots=32), "32 slots and a context token do not fit"),
     (lambda: dominoes.Sizes((2, 3)), "features are"),
     (
@@ -198,8 +182,6 @@ OTHER_MODELS = [
     (lambda: gated(expansion_form="masked", cross_token=True), "cross_token exclude each other: .* one hidden layer"),
     (lambda: gated(expansion_form="masked", expansion=9.0), "starts between 2 and 6"),
     (lambda: gated(pruned=1.0), "pruned=1.0"),
-    (lambda: gated(latent=-1), "latent=-1"),
-    (lambda: gated(expansion=math.inf), "expansion=inf"),
     (lambda: gated(reciprocal="sideways"), "reciprocal='sideways'; allowed are off, rank_one"),
     (lambda: gated(gates=1), "unknown switch 'gates'; known are reciprocal"),
     (lambda: gated()(ids(1, 11)), "11 tokens for a model of 10"),
@@ -214,7 +196,6 @@ OTHER_MODELS = [
     (lambda: routed(most=7, shared=2), "most is 7, but 8 heads with 2 shared leave 6"),
     (lambda: routed(top_p=0.0), "top_p is 0.0; choose a probability above 0 and at most 1"),
     (lambda: routed("hard", sharpness=0.0), "sharpness is a temperature of 0.0; it must be above 0"),
-    (lambda: routed("gumbel", noise=-1.0), "noise is a temperature of -1.0"),
     (lambda: routed("hard", gradient="none"), "gradient is 'none'; allowed are exact, heuristic, leaking"),
     (lambda: routing.greedy(routed(), [], 3, 0), "prompt"),
     (lambda: sparse.sparse(routed().blocks[0].attention, normal(1, 3, 32), every(1, 3, 4)), "selected has shape"),
@@ -229,16 +210,12 @@ OTHER_MODELS = [
 ]
 TASKS = [
     (lambda: position(declaration=10), "declaration 10; allowed are 0 to 9, whole numbers"),
-    (lambda: position(declaration=True), "declaration True; allowed are 0 to 9"),
-    (lambda: position(leader=4), "leader 4; players are 0 to 3"),
     (lambda: position(hands=((0,), (1,), (2,), (0,))), "domino 0-0 stands twice"),
     (lambda: position(hands=((0,), (1,), (2,), (28,))), r"domino number 28; allowed are 0 \(0-0\) to 27 \(6-6\)"),
     (lambda: position(hands=((0,), (1,), (2,), ())), r"hands of \[1, 1, 1, 0\] with 0 on the table, led by player 0;"),
     (lambda: position(hands=((0,), (1,), (2,))), "3 hands and 0 dominoes on the table"),
     (lambda: position(trick=(20, 21, 22, 23)), "4 hands and 4 dominoes on the table"),
-    (lambda: game.deal(rng(), -1), "declaration -1"),
     (lambda: game.strength(3, 2, 10), "declaration 10"),
-    (lambda: game.count(-1), "domino number -1"),
     (lambda: game.domino(7, 0), "domino 7-0; pips are 0 to 6"),
     (lambda: game.trick_winner((0, 1, 2), 0, 0), "a trick of 3 dominoes has no winner yet"),
     (
@@ -255,7 +232,6 @@ TASKS = [
         "hands are no deal",
     ),
     (lambda: simulate_students(generator(), 0), "students=0, .*at least 1, 1, 3 and 3 are needed"),
-    (lambda: simulate_students(generator(), 5, slots=2), "slots=2"),
     (lambda: simulate_students(generator(), 5, mean_length=math.inf), "mean_length=inf"),
     (
         lambda: corpora.split(corpora.Corpus("small", ("a", "b"), "", ""), 0, 1.0),
