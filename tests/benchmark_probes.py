@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from casestudies_lib.gradient_log import log_gradient_norms
+from casestudies_lib.models.gates.gradient_log import log_gradient_norms
 from casestudies_lib.probes import alignment, backward_check, causality, reduction_scaling, stepping
 
 Row = tuple[str, str, str]

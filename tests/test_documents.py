@@ -1,17 +1,14 @@
 """What README, pages, chapters and `--help` tell a reader to type is typed, and what they tell a reader to paste is run."""
 
-import json
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
 from casestudies_lib.runner.chapters import all_chapters, read_notebook, source_of
@@ -40,7 +37,8 @@ def typed(text: str) -> list[str]:
     return prompted + re.findall(r"`((?:\.venv/bin/)?casebook [a-z][^`]*|make [a-z][^`]*)`", text)
 
 
-COMMANDS = sorted({line.removeprefix(".venv/bin/") for text in [*TEXTS.values(), *CHAPTERS.values()] for line in typed(text)})
+EVERYWHERE = "\n\n".join([*TEXTS.values(), *CHAPTERS.values()])
+COMMANDS = sorted({line.removeprefix(".venv/bin/") for line in typed(EVERYWHERE)})
 CASEBOOK = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("casebook ")]
 MAKE = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("make ")]
 
@@ -103,8 +101,7 @@ def library(tmp_path_factory, new_book):
     for name in ("notebooks/_template.ipynb", "data/reports/_template.toml"):
         shutil.copy(REPOSITORY / name, book.root / name)
     (book.root / "tests").mkdir()
-    contract = "import pytest\n@pytest.mark.parametrize('slug', ['my_incident', 'zero_weight_head'])\ndef test_it(slug): pass\n"
-    (book.root / "tests" / "test_notebook_contract.py").write_text(contract)
+    (book.root / "tests" / "test_notebook_contract.py").write_text("def test_my_incident(): pass\n")
     book.write_chapter("zero_weight_head", number=1, parameters=SMALL)
     book.write_chapter("head_routing", number=5, parameters=SMALL)
     return book

@@ -1,4 +1,4 @@
-"""What `pip install .` brings is what probes need, and no more; `make lab` opens the chapters with the book's kernel."""
+"""`pip install .` brings what probes need, and no more; `make lab` opens the chapters with the book's kernel."""
 
 import contextlib
 import json

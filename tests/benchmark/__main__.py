@@ -40,7 +40,7 @@ def figures() -> list[tuple[str, str, str]]:
 
 def dominoes() -> list[tuple[str, str, str]]:
     """Return how fast endgames are solved, next to brute force, and what the interference probe costs."""
-    from casestudies_lib.tasks.dominoes import brute_force, solve
+    from casestudies_lib.tasks.dominoes.game import brute_force, solve
 
     four, three = ([endgame(seed, tricks) for seed in range(40)] for tricks in (4, 3))
     solve(four[0])  # compiles
@@ -54,7 +54,7 @@ def dominoes() -> list[tuple[str, str, str]]:
 
 
 def endgame(seed: int, tricks: int):
-    from casestudies_lib.tasks.dominoes import deal, random_game
+    from casestudies_lib.tasks.dominoes.game import deal, random_game
 
     generator = np.random.default_rng(seed)
     return next(p for p in random_game(deal(generator, seed % 10), generator) if p.tricks == tricks)

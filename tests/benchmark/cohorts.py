@@ -22,9 +22,9 @@ from casestudies_lib.models.gates import switches as gates
 from casestudies_lib.models.gates.model import GatedModel
 from casestudies_lib.runner.chapters import find_chapter, read_notebook
 from casestudies_lib.runner.parameters import read_parameters
-from casestudies_lib.tasks import domino_data
-from casestudies_lib.tasks.domino_examples import Examples, examples
-from casestudies_lib.tasks.domino_tokens import FEATURES
+from casestudies_lib.tasks.dominoes import data as domino_data
+from casestudies_lib.tasks.dominoes.examples import Examples, examples
+from casestudies_lib.tasks.dominoes.tokens import FEATURES
 from casestudies_lib.tasks.students import Students, simulated_classroom
 
 Row = tuple[str, str, str]

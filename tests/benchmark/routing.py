@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from casestudies_lib import cost
-from casestudies_lib.models.routing import RoutedAttention, Sizes, Wiring
-from casestudies_lib.models.routing_sparse import dense, sparse
+from casestudies_lib.models import cost
+from casestudies_lib.models.routing.model import RoutedAttention, Sizes, Wiring
+from casestudies_lib.models.routing.sparse import dense, sparse
 
 Row = tuple[str, str, str]
 

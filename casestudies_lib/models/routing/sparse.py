@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from casestudies_lib.models.blocks import causal_mask, merge_heads, split_heads
-from casestudies_lib.models.routing import RoutedAttention
+from casestudies_lib.models.routing.model import RoutedAttention
 
 Hidden = Float[Tensor, "batch tokens dim"]
 Selected = Bool[Tensor, "batch tokens heads"]

@@ -5,9 +5,9 @@ import torch
 
 from casestudies_lib.models.blocks import initialise
 from casestudies_lib.models.dominoes import LAYERS, Attention, DominoNet, Sizes, record
-from casestudies_lib.tasks.domino_data import load
-from casestudies_lib.tasks.domino_examples import examples
-from casestudies_lib.tasks.domino_tokens import FEATURES
+from casestudies_lib.tasks.dominoes.data import load
+from casestudies_lib.tasks.dominoes.examples import examples
+from casestudies_lib.tasks.dominoes.tokens import FEATURES
 
 FEATURE_SIZES = tuple(FEATURES.values())
 SMALL = Sizes(FEATURE_SIZES, dim=16, heads=2, layers=2, hidden=16)
@@ -106,22 +106,3 @@ def test_the_same_seed_gives_the_same_weights(trunk, batch):
     one, again, other = (net(seed, trunk=trunk)(batch.tokens).q for seed in (3, 3, 4))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-
-
-@pytest.mark.parametrize(
-    ("settings", "complaint"),
-    [
-        ({"heads": 3}, "not a multiple of 3 heads"),
-        ({"layers": 0}, "layers is 0"),
-        ({"slots": 32}, "32 slots and a context token do not fit"),
-        ({"features": (2, 3)}, "features are"),
-    ],
-)
-def test_sizes_that_no_network_has_are_refused(settings, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        Sizes(**{"features": FEATURE_SIZES} | settings)
-
-
-def test_an_unknown_trunk_is_refused():
-    with pytest.raises(ValueError, match="trunk is 'gru'; allowed are transformer, deep sets"):
-        net(trunk="gru")

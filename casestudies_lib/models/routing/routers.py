@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from casestudies_lib.models.routing_backwards import Heuristic, named
+from casestudies_lib.models.routing.backwards import Heuristic, named
 
 Hidden = Float[Tensor, "batch tokens dim"]
 PerHead = Float[Tensor, "batch tokens heads"]
@@ -112,7 +112,6 @@ class AllHeads(nn.Module):
     """Every head with weight one: plain attention, whose router has no parameters."""
 
     def __init__(self, heads: int) -> None:
-        """Keep the number of heads."""
         super().__init__()
         self.heads = heads
 

@@ -16,7 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from casestudies_lib.models.blocks import causal_mask, check_sizes, initialise, merge_heads, split_heads
 
-Hidden = tuple[Float[Tensor, "batch tokens dim"], ...]
+Maps = Float[Tensor, "batch heads tokens tokens"]
+Stream = Float[Tensor, "batch tokens dim"]
+Hidden = tuple[Stream, ...]
 Experts = tuple[Float[Tensor, "batch teacher_tokens teacher_dim"], ...]
 
 
@@ -31,13 +33,8 @@ class Sizes:
     blocks: int = 2
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no model has.
-
-        Raises:
-            ValueError: a size below its least value, or a width that the heads do not divide.
-        """
-        least = {"vocab": 2, "tokens": 2, "dim": 1, "heads": 1, "blocks": 1}
-        check_sizes(self, least)
+        """Refuse sizes that no model has, with a ValueError."""
+        check_sizes(self, {"vocab": 2, "tokens": 2, "dim": 1, "heads": 1, "blocks": 1})
 
 
 class Reading(NamedTuple):
@@ -49,7 +46,7 @@ class Reading(NamedTuple):
 
     logits: Float[Tensor, "batch tokens vocab"]
     hidden: Hidden
-    attention: tuple[Float[Tensor, "batch heads tokens tokens"], ...]
+    attention: tuple[Maps, ...]
     experts: Hidden
 
 
@@ -60,18 +57,13 @@ class Block(nn.Module):
     """
 
     def __init__(self, sizes: Sizes) -> None:
-        """Declare the projections, two norms and the feed-forward."""
         super().__init__()
         dim, self.heads = sizes.dim, sizes.heads
         self.norm, self.forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query_key_value, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.feed_forward = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    def forward(
-        self, hidden: Float[Tensor, "batch tokens dim"]
-    ) -> tuple[
-        Float[Tensor, "batch tokens dim"], Float[Tensor, "batch heads tokens tokens"], Float[Tensor, "batch tokens dim"]
-    ]:
+    def forward(self, hidden: Stream) -> tuple[Stream, Maps, Stream]:
         """Return the residual stream after the block, its attention weights, and the feed-forward's output."""
         parts = self.query_key_value(self.norm(hidden)).chunk(3, dim=-1)
         queries, keys, values = (split_heads(part, self.heads) for part in parts)
@@ -141,7 +133,7 @@ def with_massive_activations(reading: Reading, size: float, channels: int = 2) -
     return reading._replace(hidden=(reading.hidden[0], *inner, reading.hidden[-1]))
 
 
-def stretched(values: Float[Tensor, "batch tokens dim"], tokens: int) -> Float[Tensor, "batch {tokens} dim"]:
+def stretched(values: Stream, tokens: int) -> Float[Tensor, "batch {tokens} dim"]:
     """Return the sequence stretched or squeezed to another length by linear interpolation, as the report's code does.
 
     Position i then holds what stands at the same *share* of the other text, whatever characters that is.
@@ -183,8 +175,8 @@ class Routed(NamedTuple):
     projected: Float[Tensor, "batch tokens teacher_dim"]
     routed: Float[Tensor, "batch tokens teacher_dim"]
     weights: Float[Tensor, "batch tokens experts"]
-    attended: Float[Tensor, "batch tokens dim"]
-    compressed: Float[Tensor, "batch tokens dim"]
+    attended: Stream
+    compressed: Stream
 
 
 class Router(nn.Module):
@@ -205,7 +197,7 @@ class Router(nn.Module):
         self.compressor = nn.Sequential(nn.Linear(wide, wide // 2), nn.GELU(), nn.Linear(wide // 2, dim))
         self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
 
-    def forward(self, student: Float[Tensor, "batch tokens dim"], experts: Experts) -> Routed:
+    def forward(self, student: Stream, experts: Experts) -> Routed:
         """Return the mix; experts of another length are stretched first.
 
         Raises:
@@ -244,7 +236,6 @@ class Distiller(nn.Module):
     """The student and its bridge: all that a distillation run trains."""
 
     def __init__(self, student: Sizes, teacher: Sizes, generator: torch.Generator) -> None:
-        """Build both parts."""
         super().__init__()
         self.student = LanguageModel(student, generator)
         self.bridge = Bridge(student, teacher, generator)

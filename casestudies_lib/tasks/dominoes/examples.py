@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from casestudies_lib.tasks.domino_data import Endgames
-from casestudies_lib.tasks.domino_tokens import OWN_HAND, tokens
-from casestudies_lib.tasks.dominoes import HAND
+from casestudies_lib.tasks.dominoes.data import Endgames
+from casestudies_lib.tasks.dominoes.game import HAND
+from casestudies_lib.tasks.dominoes.tokens import OWN_HAND, tokens
 
 POINTS = 10.0  # targets are in tens of points, so that they vary by about one
 

@@ -2,15 +2,13 @@
 
 import math
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casestudies_lib.models.distillation import Distiller, LanguageModel, Reading, Routed, Sizes
-from casestudies_lib.models.distillation_losses import (
+from casestudies_lib.models.distillation.losses import (
     TERMS,
     attention_loss,
     contrastive_loss,
@@ -27,11 +25,11 @@ from casestudies_lib.models.distillation_losses import (
     routing_attention_alignment_loss,
     routing_feature_loss,
     routing_load_balance_loss,
-    same_shape,
     sum_over_count,
     temperature_at,
     weighted,
 )
+from casestudies_lib.models.distillation.model import Distiller, LanguageModel, Routed, Sizes
 
 LAYER_ERRORS = [mean_square, sum_over_count, normalised_square, masked_square, robust_error]
 
@@ -141,36 +139,7 @@ def test_kd_has_slope_zero_in_batch_and_length(axis):
     assert slope(loss, (student, teacher, real), axis) == pytest.approx(0, abs=1e-9)
 
 
-def test_kd_has_slope_zero_in_classes_that_neither_keeps():
-    student, teacher = pair(2, 5, 7)
-    more = torch.full((2, 5, 50), -9.0, dtype=torch.float64)
-    wide = kd_loss(torch.cat([student, more], -1), torch.cat([teacher, more], -1), every(), 2.0, 3)
-    assert wide.item() == pytest.approx(kd_loss(student, teacher, every(), 2.0, 3).item())
-
-
 # Router terms
-
-
-def test_routing_feature_is_a_mean_over_batch_length_and_width():
-    projected, mix = pair(2, 3, 4)
-    by_hand = sum((a - b) ** 2 for a, b in zip(projected.flatten().tolist(), mix.flatten().tolist())) / 24
-
-    def loss(own, other):
-        return routing_feature_loss(routed(projected=own, mix=other))
-
-    assert loss(projected, mix).item() == pytest.approx(by_hand)
-    assert [slope(loss, (projected, mix), axis) for axis in range(3)] == pytest.approx([0, 0, 0], abs=1e-9)
-
-
-def test_routing_attention_alignment_is_a_mean_over_batch_length_and_width():
-    attended, compressed = pair(2, 3, 4)
-    by_hand = sum((a - b) ** 2 for a, b in zip(attended.flatten().tolist(), compressed.flatten().tolist())) / 24
-
-    def loss(own, other):
-        return routing_attention_alignment_loss(routed(attended=own, compressed=other))
-
-    assert loss(attended, compressed).item() == pytest.approx(by_hand)
-    assert [slope(loss, (attended, compressed), axis) for axis in range(3)] == pytest.approx([0, 0, 0], abs=1e-9)
 
 
 def test_load_balance_is_a_mean_over_experts_of_their_mean_weight_by_hand():
@@ -273,12 +242,6 @@ def test_normalised_square_compares_directions_by_hand():
     assert normalised_square(student, tensor([[30, 10]])).item() == pytest.approx(4, abs=1e-3)  # −1, 1 against 1, −1
 
 
-def test_normalised_square_does_not_grow_with_the_teacher():
-    student, teacher = pair(2, 5, 6)
-    base = normalised_square(student, teacher).item()
-    assert normalised_square(student, 1e4 * teacher + 7).item() == pytest.approx(base, rel=1e-3)
-
-
 def test_masked_square_leaves_out_a_massive_token_by_hand():
     teacher = tensor([[3, 4], [0, 5], [-5, 0], [300, 400]])  # norms 5, 5, 5 and 500
     student = (teacher + tensor([[1, 0], [2, 0], [0, 3], [9, 9]])).requires_grad_()
@@ -299,22 +262,6 @@ def test_masked_square_takes_its_median_over_the_whole_batch():
     small, large = torch.ones(3, 4, dtype=torch.float64), torch.full((2, 4), 1000.0, dtype=torch.float64)
     teacher = torch.stack([small, torch.cat([small[:1], large])])  # four small tokens, two massive ones in one text
     assert masked_square(teacher + torch.where(teacher > 1, 5.0, 1.0), teacher).item() == pytest.approx(1)
-
-
-@pytest.mark.parametrize("level", [0.0, 1.0, 3000.0])
-def test_masked_square_is_mean_square_when_all_tokens_are_equally_large(level):
-    student, teacher = normal(2, 5, 6), torch.full((2, 5, 6), level, dtype=torch.float64)
-    assert masked_square(student, teacher).item() == pytest.approx(mean_square(student, teacher).item())
-
-
-@given(levels=st.lists(st.sampled_from([0.0, 1e-6, 1.0, 5.0, 11.0, 1e3, 1e8]), min_size=1, max_size=12))
-def test_masked_square_always_keeps_at_least_half_of_the_tokens_and_is_their_mean(levels):
-    teacher = torch.tensor(levels, dtype=torch.float64).reshape(1, -1, 1).expand(-1, -1, 4)
-    student = (teacher + 1).requires_grad_()
-    masked_square(student, teacher).backward()
-    kept = int((student.grad[0].abs().sum(-1) > 0).sum())
-    middle = sorted(levels)[(len(levels) - 1) // 2]
-    assert kept == sum(level <= 10 * middle for level in levels) >= len(levels) / 2
 
 
 def test_robust_error_is_square_near_and_linear_far_by_hand():
@@ -348,21 +295,6 @@ def test_layerwise_weighs_its_pairs_by_a_softmax_by_hand():
     assert loss.item() == pytest.approx(3.25)
     loss.backward()
     assert weights.grad.tolist() == pytest.approx([0.25 * (1 - 3.25), 0.75 * (4 - 3.25)])
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_layerwise_is_a_mean_with_slope_zero_in_batch_and_length(axis):
-    def loss(first, second, third, fourth):
-        return layerwise_loss([first, second], [third, fourth], torch.tensor([0.3, -0.2], dtype=torch.float64))
-
-    assert slope(loss, normal(4, 2, 5, 6).unbind(), axis) == pytest.approx(0, abs=1e-9)
-
-
-def test_layerwise_uses_the_error_that_it_is_given():
-    student, teacher = pair(2, 5, 6)
-    for error in LAYER_ERRORS:
-        loss = layerwise_loss([student], [teacher], torch.zeros(1, dtype=torch.float64), error)
-        assert loss.item() == error(student, teacher).item()
 
 
 # Contrastive
@@ -413,19 +345,6 @@ def test_lm_is_a_mean_over_real_next_tokens(smoothing):
     assert fast.item() == pytest.approx(lm_by_hand(logits, ids, ragged(), smoothing), rel=1e-9)
 
 
-def test_lm_smooths_by_a_tenth_unless_told_otherwise():
-    logits, ids = normal(3, 5, 7), torch.randint(7, (3, 5), generator=generator(1))
-    assert lm_loss(logits, ids, ragged()).item() == pytest.approx(lm_by_hand(logits, ids, ragged(), 0.1), rel=1e-9)
-
-
-@pytest.mark.parametrize("classes", [2, 7, 50])
-@pytest.mark.parametrize("tokens", [2, 9])
-def test_lm_of_an_undecided_student_is_the_logarithm_of_the_classes_at_any_length(classes, tokens):
-    ids = torch.randint(classes, (2, tokens), generator=generator(1))
-    loss = lm_loss(torch.zeros(2, tokens, classes), ids, every(2, tokens))
-    assert loss.item() == pytest.approx(math.log(classes), rel=1e-5)
-
-
 def test_lm_has_slope_zero_in_batch():
     logits, ids = normal(3, 5, 7), torch.randint(7, (3, 5), generator=generator(1))
     once = lm_loss(logits, ids, ragged()).item()
@@ -442,7 +361,7 @@ def test_lm_asks_nothing_of_padding_even_where_it_comes_first():
 # Masks
 
 
-@pytest.mark.parametrize("hidden_value", [1e6, math.inf, math.nan])
+@pytest.mark.parametrize("hidden_value", [math.inf, math.nan])
 def test_a_mean_over_real_tokens_knows_nothing_of_the_others(hidden_value):
     values = torch.tensor([[1.0, 2.0], [6.0, hidden_value]], requires_grad=True)
     mean = mean_over_real(values, torch.tensor([[True, True], [True, False]]))
@@ -467,26 +386,6 @@ def test_masked_tokens_have_neither_value_nor_gradient(term):
     used = real if term == "kd" else real & torch.cat([real[:, 1:], torch.zeros(3, 1, dtype=torch.bool)], 1)
     assert torch.equal(student.grad.abs().sum(-1) > 0, used)
     assert term == "lm" or torch.equal(teacher.grad.abs().sum(-1) > 0, used)
-
-
-@pytest.mark.parametrize("loss", ["kd_loss", "lm_loss", "loss"])
-def test_a_mask_that_masks_everything_is_refused_by_its_loss_s_name(loss):
-    nothing, logits = torch.zeros(2, 5, dtype=torch.bool), normal(2, 5, 7)
-    calls = {
-        "kd_loss": lambda: kd_loss(logits, logits, nothing, 2.0, 3),
-        "lm_loss": lambda: lm_loss(logits, torch.zeros(2, 5, dtype=torch.int64), nothing),
-        "loss": lambda: mean_over_real(logits[..., 0], nothing),
-    }
-    with pytest.raises(
-        ValueError, match=rf"^{loss}: the padding mask \(2, [45]\) masks every token; give a batch with"
-    ):
-        calls[loss]()
-
-
-def test_texts_of_one_token_each_leave_the_lm_term_nothing():
-    lonely = torch.arange(5) < torch.ones(3, 1)
-    with pytest.raises(ValueError, match=r"lm_loss: the padding mask .* masks every token"):
-        lm_loss(normal(3, 5, 7), torch.zeros(3, 5, dtype=torch.int64), lonely)
 
 
 # Gradients
@@ -536,108 +435,23 @@ class System:
         return raw_terms(self.distiller, *readings, ids, real, temperature, top_k, error)
 
 
-def reached(term, system):
-    """Return the names of the parameters that a term sends a gradient to, the teacher's included."""
-    named = dict(system.distiller.named_parameters()) | {
-        f"teacher.{name}": parameter for name, parameter in system.teacher.named_parameters()
-    }
-    gradients = torch.autograd.grad(system.terms()[term], list(named.values()), retain_graph=True, allow_unused=True)
-    # Exact arithmetic gives a key's bias no gradient; floating point gives it the last bit of others.
-    return {name for name, each in zip(named, gradients) if each is not None and each.abs().max() > 1e-14}
-
-
-def parts(system, *prefixes):
-    names = [name for name, _ in system.distiller.named_parameters()]
-    assert all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
-    return {name for name in names if name.startswith(prefixes)}
-
-
-INSIDE = ("student.embedding", "student.positions", "student.blocks")  # all but the norm before the logits
-GATE = "bridge.router.gate"
-REACH = {
-    "kd": ("student", "bridge.logit_projector"),
-    "routing_feature": (*INSIDE, GATE, "bridge.router.projector"),
-    "routing_load_balance": (*INSIDE, GATE),
-    "routing_attention_alignment": (
-        *(*INSIDE, GATE, "bridge.router.compressor", "bridge.router.query"),
-        *("bridge.router.key.weight", "bridge.router.value"),
-    ),
-    "attention": (
-        *("student.embedding", "student.positions", "student.blocks.0", "bridge.head_projector"),
-        *("student.blocks.1.norm", "student.blocks.1.query_key_value"),
-    ),
-    "layerwise": (*INSIDE, "bridge.layer_projectors", "bridge.layer_weights"),
-    "contrastive": (*INSIDE, "bridge.pool_projector"),
-    "lm": ("student",),
-}
-
-
 @pytest.mark.parametrize("term", TERMS)
-def test_a_term_reaches_exactly_its_parts_and_never_the_teacher(term):
+def test_a_term_s_gradient_is_its_slope_along_a_direction_and_the_teacher_has_none(term):
     system = System()
-    assert reached(term, system) == parts(system, *REACH[term])
-
-
-def test_kd_pulls_its_target_too_through_the_projector_and_the_student_s_embedding():
-    system = System()
-    student = system.read_student._replace(logits=system.read_student.logits.detach())
-    named = dict(system.distiller.named_parameters())
-    gradients = torch.autograd.grad(system.terms(student=student)["kd"], list(named.values()), allow_unused=True)
-    moved = {name for name, each in zip(named, gradients) if each is not None and each.abs().max() > 1e-14}
-    assert moved == parts(system, "student.embedding", "bridge.logit_projector")
-
-
-def test_together_the_terms_reach_every_trainable_parameter_but_the_key_s_bias():
-    system = System()
-    everything = set().union(*(reached(term, system) for term in TERMS))
-    assert parts(system, "student", "bridge") - everything == {"bridge.router.key.bias"}
-
-
-def changed(reading, part, place=None):
-    """Return the reading with one part, or one entry of a tuple, drawn anew."""
-    values = getattr(reading, part)
-    if place is None:
-        return reading._replace(**{part: values + normal(*values.shape, seed=7)})
-    moved = list(values)
-    moved[place] = moved[place] + normal(*moved[place].shape, seed=7)
-    return reading._replace(**{part: tuple(moved)})
-
-
-ROUTING = {"routing_feature", "routing_load_balance", "routing_attention_alignment"}
-
-
-@pytest.mark.parametrize(
-    ("side", "part", "place", "expected"),
-    [
-        ("teacher", "logits", None, set()),  # never used, as published
-        ("teacher", "hidden", 0, {"layerwise"}),
-        ("teacher", "hidden", 1, {"layerwise"}),
-        ("teacher", "hidden", 2, set()),  # five states for three pairs: 0, 1 and 3
-        ("teacher", "hidden", 3, {"layerwise"}),
-        ("teacher", "hidden", 4, {"kd", "contrastive"}),
-        ("teacher", "attention", 0, set()),  # the student has two blocks, compared with the teacher's last two
-        ("teacher", "attention", 1, set()),
-        ("teacher", "attention", 2, {"attention"}),
-        ("teacher", "attention", 3, {"attention"}),
-        ("teacher", "experts", 0, {"routing_feature", "routing_attention_alignment"}),
-        ("teacher", "experts", 3, {"routing_feature", "routing_attention_alignment"}),
-        ("student", "logits", None, {"kd", "lm"}),
-        ("student", "hidden", 0, {"layerwise"}),
-        ("student", "hidden", 1, {"layerwise"}),
-        ("student", "hidden", 2, {"layerwise", "contrastive", *ROUTING}),
-        ("student", "attention", 0, {"attention"}),
-        ("student", "attention", 1, {"attention"}),
-        ("student", "experts", 0, set()),
-        ("student", "experts", 1, set()),
-    ],
-)
-def test_each_part_of_a_reading_moves_exactly_the_terms_that_use_it(side, part, place, expected):
-    system = System()
-    system.distiller.bridge.router.kept = TEACHER.blocks  # so that a change in any expert shows
-    base = system.terms()
-    reading = changed(system.read_teacher if side == "teacher" else system.read_student, part, place)
-    moved = system.terms(**{side: reading})
-    assert {term for term in TERMS if abs(moved[term] - base[term]).item() > 1e-9} == expected
+    own, others = list(system.distiller.parameters()), list(system.teacher.parameters())
+    value = system.terms()[term]
+    gradients = torch.autograd.grad(value, own + others, allow_unused=True)
+    assert all(gradient is None for gradient in gradients[len(own) :])
+    directions = [normal(*parameter.shape, seed=place) for place, parameter in enumerate(own)]
+    expected = sum((g * d).sum().item() for g, d in zip(gradients, directions) if g is not None)
+    ends = []
+    for step in (1e-6, -2e-6):  # forth, and back to the other side
+        with torch.no_grad():
+            for parameter, direction in zip(own, directions):
+                parameter += step * direction
+            system.read_student = system.distiller.student(IDS)
+            ends.append(system.terms()[term].item())
+    assert expected == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -697,27 +511,21 @@ def test_all_terms_are_assembled_from_the_two_readings_as_published():
         )
         for project, own, other in zip(bridge.layer_projectors, (0, 1, 2), (0, 1, 3))
     ]
+    mixed_layers = bridge.router(student.hidden[-1], teacher.experts)
     terms = system.terms()
     assert tuple(terms) == TERMS
+    for name, first, second in (
+        ("routing_feature", mixed_layers.projected, mixed_layers.routed),
+        ("routing_attention_alignment", mixed_layers.attended, mixed_layers.compressed),
+    ):
+        differences = (first - second).flatten().tolist()
+        by_hand = sum(each**2 for each in differences) / len(differences)
+        assert terms[name].item() == pytest.approx(by_hand, rel=1e-9)
     assert terms["kd"].item() == pytest.approx(kd_by_hand(student.logits, target, REAL, 2.0, 3), rel=1e-9)
     assert terms["attention"].item() == pytest.approx(sum(mixed) / 2, rel=1e-9)
     assert terms["layerwise"].item() == pytest.approx(sum(layers) / 3, rel=1e-6)  # equal weights at the start
     assert terms["contrastive"].item() == pytest.approx(contrastive_loss(student.hidden[-1].mean(1), pooled).item())
     assert terms["lm"].item() == pytest.approx(lm_by_hand(student.logits, IDS, REAL, 0.1), rel=1e-9)
-
-
-def test_the_terms_change_nothing_that_they_are_given():
-    system = System()
-    before = [part.clone() for part in _tensors(system.read_teacher) + _tensors(system.read_student)]
-    system.terms()
-    after = _tensors(system.read_teacher) + _tensors(system.read_student)
-    assert all(torch.equal(was, now) for was, now in zip(before, after, strict=True))
-    assert system.read_teacher.hidden[-1].requires_grad  # cut off from the terms, not from its owner
-
-
-def _tensors(reading):
-    assert isinstance(reading, Reading)
-    return [reading.logits, *reading.hidden, *reading.attention, *reading.experts]
 
 
 # The curriculum
@@ -746,22 +554,9 @@ def test_the_curriculum_by_hand(progress, feature, layerwise, contrastive):
     assert weights == pytest.approx(expected, abs=1e-12)
 
 
-@given(first=st.floats(0, 1), second=st.floats(0, 1))
-def test_no_weight_ever_falls_during_a_run(first, second):
-    early, late = (curriculum(progress) for progress in sorted((first, second)))
-    assert all(early[term] <= late[term] for term in TERMS)
-
-
 @pytest.mark.parametrize(("progress", "expected"), [(0, 3.0), (0.25, 2.75), (1, 2.0)])
 def test_the_temperature_falls_from_three_to_two(progress, expected):
     assert temperature_at(progress) == expected
-
-
-@pytest.mark.parametrize("schedule", [curriculum, temperature_at])
-@pytest.mark.parametrize("progress", [-0.01, 1.01, 40.0, math.nan])
-def test_a_progress_that_is_no_share_is_refused(schedule, progress):
-    with pytest.raises(ValueError, match=f"progress is {progress}; it runs from 0 to 1"):
-        schedule(progress)
 
 
 def test_weighted_terms_sum_to_the_total_that_a_log_calls_raw():
@@ -771,95 +566,4 @@ def test_weighted_terms_sum_to_the_total_that_a_log_calls_raw():
     assert [products[term].item() for term in TERMS] == pytest.approx(by_hand)
 
 
-def test_a_raw_layerwise_of_3211_is_logged_as_160_at_full_weight():
-    assert weighted({"layerwise": torch.tensor(3211.15)}, {"layerwise": curriculum(0.7)["layerwise"]})[
-        "layerwise"
-    ].item() == pytest.approx(160.5575)
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ({"kd": 0.7}, "^lm: in only one of terms and weights; give each term one weight"),
-        ({"kd": 0.7, "lm": 0.3, "layer": 0.1, "extra": 1.0}, "^extra, layer: in only one of"),
-    ],
-)
-def test_a_term_without_a_weight_and_a_weight_without_a_term_are_refused(weights, message):
-    with pytest.raises(ValueError, match=message):
-        weighted({"kd": torch.tensor(1.0), "lm": torch.tensor(1.0)}, weights)
-
-
 # What is refused
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
-@pytest.mark.parametrize("loss", ["kd", "attention", "contrastive"])
-def test_a_temperature_that_is_not_positive_is_refused(loss, temperature):
-    calls = {
-        "kd": lambda: kd_loss(*pair(2, 5, 7), every(), temperature, 3),
-        "attention": lambda: attention_loss(*pair(2, 3, 4, 4), temperature),
-        "contrastive": lambda: contrastive_loss(*pair(2, 3), temperature),
-    }
-    with pytest.raises(ValueError, match=f"temperature is {temperature}; it must be above 0 and finite"):
-        calls[loss]()
-
-
-@pytest.mark.parametrize("top_k", [-1, 0, 8])
-def test_a_top_k_that_the_classes_do_not_hold_is_refused(top_k):
-    with pytest.raises(ValueError, match=f"top_k is {top_k}; choose 1 to 7, the number of classes"):
-        kd_loss(*pair(2, 5, 7), every(), 2.0, top_k)
-
-
-def differ(name, first, second):
-    shapes = rf"shapes \({first}\) and \({second}\) differ"
-    return rf"^{name}: {shapes}; align both sequences first"
-
-
-def test_tensors_that_would_broadcast_are_refused_by_name(shapes_unchecked):
-    one, many = normal(2, 1, 7), normal(2, 5, 7)
-    message = {name: differ(name, "2, 1, 7", "2, 5, 7") for name in ("kd_loss", "layerwise_loss", "any name")}
-    with pytest.raises(ValueError, match=message["kd_loss"]):
-        kd_loss(one, many, every(), 2.0, 3)
-    with pytest.raises(ValueError, match=message["layerwise_loss"]):
-        layerwise_loss([many, one], [many, many], torch.zeros(2))
-    with pytest.raises(ValueError, match=message["any name"]):
-        same_shape("any name", one, many)
-    with pytest.raises(ValueError, match=differ("routing_feature_loss", "2, 1, 7", "2, 5, 7")):
-        routing_feature_loss(routed(projected=one, mix=many))
-    with pytest.raises(ValueError, match=differ("routing_attention_alignment_loss", "2, 1, 7", "2, 5, 7")):
-        routing_attention_alignment_loss(routed(attended=one, compressed=many))
-    with pytest.raises(ValueError, match=differ("attention_loss", "2, 1, 4, 4", "2, 3, 4, 4")):
-        attention_loss(normal(2, 1, 4, 4), normal(2, 3, 4, 4))
-    with pytest.raises(ValueError, match=differ("contrastive_loss", "2, 3", "1, 3")):
-        contrastive_loss(normal(2, 3), normal(1, 3))
-
-
-@pytest.mark.parametrize("error", LAYER_ERRORS)
-def test_a_layer_error_refuses_what_would_broadcast(error):
-    with pytest.raises(ValueError, match=differ(error.__name__, "2, 5, 1", "2, 5, 7")):
-        error(normal(2, 5, 1), normal(2, 5, 7))
-
-
-def test_ids_and_masks_of_another_shape_are_refused(shapes_unchecked):
-    logits, ids = normal(2, 5, 7), torch.zeros(2, 5, dtype=torch.int64)
-    with pytest.raises(ValueError, match=differ("lm_loss", "2, 5", "2, 4")):
-        lm_loss(logits, ids[:, 1:], every())
-    with pytest.raises(ValueError, match=differ("lm_loss", "2, 5", "1, 5")):
-        lm_loss(logits, ids, every(1))
-    with pytest.raises(ValueError, match=differ("kd_loss", "2, 5", "2, 1")):
-        kd_loss(logits, logits, every(2, 1), 2.0, 3)
-    with pytest.raises(ValueError, match=differ("loss", "2, 5", "5,")):
-        mean_over_real(logits[..., 0], every()[0])
-
-
-def test_where_shapes_are_checked_the_checker_answers_first():
-    with pytest.raises(jaxtyping.TypeCheckError, match=r"[Tt]ype-check error"):
-        kd_loss(normal(2, 1, 7), normal(2, 5, 7), every(), 2.0, 3)
-
-
-@pytest.mark.parametrize(("own", "other", "weights"), [(2, 1, 2), (1, 2, 2), (2, 2, 3), (0, 0, 0)])
-def test_layers_and_weights_that_do_not_match_or_are_none_are_refused(own, other, weights):
-    layer = normal(2, 3, 4)
-    message = f"layerwise_loss: {own} student layers, {other} teacher layers, {weights} weights; give the same number"
-    with pytest.raises(ValueError, match=message):
-        layerwise_loss([layer] * own, [layer] * other, torch.zeros(weights))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from casestudies_lib.models.blocks import check_sizes, initialise, merge_heads, split_heads
-from casestudies_lib.models.routing_backwards import SHARING, WEIGHING, named
-from casestudies_lib.models.routing_routers import RouterSettings, Routing, draw_router, make_router
+from casestudies_lib.models.routing.backwards import SHARING, WEIGHING, named
+from casestudies_lib.models.routing.routers import RouterSettings, Routing, draw_router, make_router
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,8 @@ class Sizes:
     hidden: int = 64
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no model has.
-
-        Raises:
-            ValueError: a size below its least value, or heads that do not divide the width or the key/value heads the
-                heads.
-        """
-        least = {"vocab": 2, "tokens": 2, "dim": 1, "heads": 1, "kv_heads": 1, "blocks": 1, "hidden": 1}
-        check_sizes(self, least)
+        """Refuse sizes that no model has, with a ValueError."""
+        check_sizes(self, {"vocab": 2, "tokens": 2, "dim": 1, "heads": 1, "kv_heads": 1, "blocks": 1, "hidden": 1})
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly; choose kv_heads so that it "
@@ -105,7 +99,6 @@ class SwiGLU(nn.Module):
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
-        """Declare the gate, the value and the output."""
         super().__init__()
         self.gate, self.value = (nn.Linear(dim, hidden, bias=False) for _ in range(2))
         self.out = nn.Linear(hidden, dim, bias=False)
@@ -119,7 +112,6 @@ class Block(nn.Module):
     """A pre-norm block: routed attention, then SwiGLU."""
 
     def __init__(self, sizes: Sizes, wiring: Wiring) -> None:
-        """Declare two norms and two parts."""
         super().__init__()
         self.norm, self.forward_norm = nn.RMSNorm(sizes.dim), nn.RMSNorm(sizes.dim)
         self.attention = RoutedAttention(sizes, wiring)

@@ -1,6 +1,6 @@
 """Solved endgames as data: one command makes them, a checksum guards them, and deals never cross from train to valid.
 
-    python -m casestudies_lib.tasks.domino_data --out data/dominoes
+    python -m casestudies_lib.tasks.dominoes.data --out data/dominoes
 
 Every deal has a random stream of its own, so any number of workers gives the same rows.
 """
@@ -20,18 +20,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from casestudies_lib import paths
-from casestudies_lib.tasks.domino_tokens import NOBODY, Positions
-from casestudies_lib.tasks.dominoes import (
-    DECLARATIONS,
-    HAND,
-    NAMES,
-    PLAYERS,
-    Position,
-    deal,
-    random_game,
-    solve,
-)
+from casestudies_lib.tasks.dominoes.game import DECLARATIONS, HAND, NAMES, PLAYERS, Position, deal, random_game, solve
+from casestudies_lib.tasks.dominoes.tokens import NOBODY, Positions
 
+DATA_FILES = ("data/dominoes/endgames.json", "data/dominoes/endgames.npz")
 VERSION = 1  # raise it whenever the same settings would give other rows
 SPLITS = ("train", "valid")
 TRICKS_LEFT = (2, 3, 4)
@@ -183,11 +175,14 @@ def load(folder: Path | None = None) -> dict[str, Endgames]:
     Raises:
         EndgameDataError: a file is missing or damaged, or another generator version made it.
     """
-    folder = paths.root() / "data" / "dominoes" if folder is None else folder
-    remedy = f"make it again: python -m casestudies_lib.tasks.domino_data --out {folder.name}"
+    about_file, columns_file = (
+        paths.data_file(name) if folder is None else folder / Path(name).name for name in DATA_FILES
+    )
+    folder = about_file.parent
+    remedy = f"make it again: python -m casestudies_lib.tasks.dominoes.data --out {folder.name}"
     try:
-        about = json.loads((folder / "endgames.json").read_text(encoding="utf-8"))
-        with np.load(folder / "endgames.npz", allow_pickle=False) as file:
+        about = json.loads(about_file.read_text(encoding="utf-8"))
+        with np.load(columns_file, allow_pickle=False) as file:
             stored = dict(file)
         data = {split: _unpacked(_columns_of(stored, split)) for split in SPLITS}
     except (OSError, ValueError, KeyError, EOFError) as error:

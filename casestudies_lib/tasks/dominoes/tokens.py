@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from casestudies_lib.tasks.dominoes import (
+from casestudies_lib.tasks.dominoes.game import (
     DECLARATIONS,
     DOUBLES_A_SUIT,
     HAND,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from casestudies_lib.tasks.domino_search import UNKNOWN, points_to_go
+from casestudies_lib.tasks.dominoes.search import UNKNOWN, points_to_go
 
 PLAYERS, HAND = 4, 7
 PIPS = 7
@@ -267,101 +267,51 @@ class Values(NamedTuple):
     value: int
     by_play: dict[int, int]
 
-    def of(self, piece: int) -> int:
-        """Return the value of one play.
 
-        Raises:
-            DominoError: the play is illegal.
-        """
-        if piece not in self.by_play:
-            name = shown(piece) if 0 <= piece < len(NAMES) else f"number {piece}"
-            raise DominoError(f"domino {name} has no value; legal here are {', '.join(map(shown, self.by_play))}")
-        return self.by_play[piece]
+def solve(position: Position) -> Values:
+    """Return the exact values of a position and of every legal play.
+
+    Raises:
+        DominoError: the game is over, or a hand is larger than the memory table allows.
+    """
+    _check_unfinished(position)
+    if (size := max(map(len, position.hands))) > MOST_TRICKS:
+        raise DominoError(f"the largest hand has {size}; endgames of 1 to {MOST_TRICKS} tricks are solved")
+    bits = {
+        piece: player * size + place for player, hand in enumerate(position.hands) for place, piece in enumerate(hand)
+    }
+    memo = np.full((1 << (PLAYERS * size), PLAYERS), UNKNOWN, dtype=np.int8)
+    everything = sum(1 << bit for bit in bits.values())
+    state = (everything, position.leader, len(position.trick), *_table_state(position))
+    tables = _local_tables(position.declaration, bits, PLAYERS * size)
+    by_play = {piece: points_to_go(*tables, size, memo, *state, 1 << bits[piece]) for piece in legal(position)}
+    return Values((max if position.player % 2 == 0 else min)(by_play.values()), by_play)
 
 
-class Solver:
-    """Solves endgames whose hands are part of the same hands; what one position taught, the next one uses."""
+def _local_tables(declaration: int, bits: dict[int, int], width: int) -> tuple[np.ndarray, ...]:
+    """Return the rules for the dominoes in hands, one column a bit: who follows, strength, counts, suit led."""
+    member, high, worth, suit = _rule_tables(declaration)
+    pieces, places = list(bits), list(bits.values())
+    local_high = np.zeros((len(high), width), dtype=np.int64)
+    local_worth, local_suit = np.zeros(width, dtype=np.int64), np.zeros(width, dtype=np.int64)
+    local_high[:, places], local_worth[places], local_suit[places] = high[:, pieces], worth[pieces], suit[pieces]
+    return (member[:, pieces].astype(np.int64) << np.array(places)).sum(axis=1), local_high, local_worth, local_suit
 
-    def __init__(self, hands: Sequence[Sequence[int]], declaration: int) -> None:
-        """Keep the hands that every later position draws from; their order does not matter.
 
-        Raises:
-            DominoError: a hand larger than the memory table allows, a domino twice or unknown, or a declaration that
-                is none.
-        """
-        _check_declaration(declaration)
-        self.declaration, self.size = declaration, max(map(len, hands), default=0)
-        held = [piece for hand in hands for piece in hand]
-        if not 1 <= self.size <= MOST_TRICKS:
-            raise DominoError(f"the largest hand has {self.size}; endgames of 1 to {MOST_TRICKS} tricks are solved")
-        if len(hands) != PLAYERS or len(set(held)) < len(held) or not set(held) <= set(range(len(NAMES))):
-            raise DominoError(f"hands {hands}; give four hands of dominoes 0 to {len(NAMES) - 1}, each domino once")
-        self._bits = {
-            piece: player * self.size + place for player, hand in enumerate(hands) for place, piece in enumerate(hand)
-        }
-        self._tables = self._local_tables()
-        self._memo = np.full((1 << (PLAYERS * self.size), PLAYERS), UNKNOWN, dtype=np.int8)
-
-    def _local_tables(self) -> tuple[np.ndarray, ...]:
-        """Return the rules for these hands, one column a bit: who follows, strength, counts, suit led."""
-        member, high, worth, suit = _rule_tables(self.declaration)
-        width, pieces, bits = PLAYERS * self.size, list(self._bits), list(self._bits.values())
-        local_high = np.zeros((len(high), width), dtype=np.int64)
-        local_worth, local_suit = np.zeros(width, dtype=np.int64), np.zeros(width, dtype=np.int64)
-        local_high[:, bits], local_worth[bits], local_suit[bits] = high[:, pieces], worth[pieces], suit[pieces]
-        return (member[:, pieces].astype(np.int64) << np.array(bits)).sum(axis=1), local_high, local_worth, local_suit
-
-    def solve(self, position: Position) -> Values:
-        """Return the exact values of a position and of every legal play.
-
-        Raises:
-            DominoError: nothing is left to play, another declaration, or dominoes that the solver's hands do not hold.
-        """
-        plays = legal(position)
-        _check_unfinished(position)
-        self._check(position)
-        mask = sum(1 << self._bits[piece] for hand in position.hands for piece in hand)
-        state = (mask, position.leader, len(position.trick), *self._table_state(position))
-        by_play = {
-            piece: points_to_go(*self._tables, self.size, self._memo, *state, 1 << self._bits[piece]) for piece in plays
-        }
-        return Values((max if position.player % 2 == 0 else min)(by_play.values()), by_play)
-
-    def _check(self, position: Position) -> None:
-        if position.declaration != self.declaration:
-            raise DominoError(f"declaration {position.declaration}; this solver was made for {self.declaration}")
-        seats = [(piece, player) for player, hand in enumerate(position.hands) for piece in hand]
-        for piece, player in seats:
-            if self._bits.get(piece, -1) // self.size != player:
-                raise DominoError(f"player {player} holds {shown(piece)}, which this solver's hand {player} does not")
-
-    def _table_state(self, position: Position) -> tuple[int, int, int, int]:
-        """Return suit led, strength to beat, who holds it, and counts on the table."""
-        if not position.trick:
-            return 0, 0, 0, 0
-        suit = led_suit(position.trick[0], self.declaration)
-        heights = [strength(piece, suit, self.declaration) for piece in position.trick]
-        best = max(heights)
-        winner = (position.leader + heights.index(best)) % PLAYERS
-        return suit, best, winner, sum(map(count, position.trick))
+def _table_state(position: Position) -> tuple[int, int, int, int]:
+    """Return suit led, strength to beat, who holds it, and counts on the table."""
+    if not position.trick:
+        return 0, 0, 0, 0
+    suit = led_suit(position.trick[0], position.declaration)
+    heights = [strength(piece, suit, position.declaration) for piece in position.trick]
+    best = max(heights)
+    winner = (position.leader + heights.index(best)) % PLAYERS
+    return suit, best, winner, sum(map(count, position.trick))
 
 
 def _check_unfinished(position: Position) -> None:
     if not any(position.hands):
-        raise DominoError(
-            "every hand is empty: the game is over, and a finished game has no play to value; "
-            "give a position with dominoes left in the hands"
-        )
-
-
-def solve(position: Position) -> Values:
-    """Return the exact values of a position; for many positions of one deal, keep a `Solver`.
-
-    Raises:
-        DominoError: the game is over, or a hand is larger than the solver's memory table allows.
-    """
-    _check_unfinished(position)
-    return Solver(position.hands, position.declaration).solve(position)
+        raise DominoError("every hand is empty: the game is over; give a position with dominoes left in the hands")
 
 
 def brute_force(position: Position) -> Values:

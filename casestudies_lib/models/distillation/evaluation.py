@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from casestudies_lib.models.distillation_losses import same_shape
+from casestudies_lib.models.distillation.losses import same_shape
 
 PERPLEXITY_CAP = 20.0
 
