@@ -229,20 +229,24 @@ def build(
     time_limit: TimeLimit = 900.0,
     fresh: Fresh = False,
     base_url: Annotated[
-        str | None, typer.Option("--base-url", metavar="URL", help="where the site will stand; adds a sitemap")
+        str | None, typer.Option("--base-url", metavar="URL", help="where the site will be; adds a sitemap")
     ] = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="print book and chapters too, and link to them")] = False,
 ) -> None:
     """Run the chapters that a change reaches and publish the site in _build/html."""
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
     from casestudies_lib.runner.run import obtain
-    from casestudies_lib.site.publish import publishing
+    from casestudies_lib.site.publish import check_address, publish, set_aside_on_failure
 
+    address = check_address(base_url) if base_url else None
     jobs = [prepare(chapter, time_limit=time_limit) for chapter in _chosen(None)]
-    with publishing(paths.build() / "html", base_url, _say) as publish, shown([j.chapter.slug for j in jobs]) as notify:
-        results = obtain(jobs, notify, fresh=fresh, say=_say_reasons)
-        page = publish({slug: result.folder for slug, result in results.items()}, fresh)
-    _say(f"site in {page}; look at it with: casebook serve")
+    site = paths.build() / "html"
+    with set_aside_on_failure(site, _say):
+        with shown([job.chapter.slug for job in jobs]) as notify:
+            results = obtain(jobs, notify, fresh=fresh, say=_say_reasons)
+        publish({slug: result.folder for slug, result in results.items()}, site, address, pdf=pdf, fresh=fresh)
+    _say(f"site in {site / 'index.html'}; look at it with: casebook serve")
 
 
 def _say_reasons(slug: str, reasons: list[str]) -> None:
@@ -385,9 +389,20 @@ def slides(
 ) -> None:
     """Write the slides of a chapter, made from its last run, as one file that needs nothing beside it."""
     from casestudies_lib.runner.chapters import find_chapter
-    from casestudies_lib.site.slides import write_slides
+    from casestudies_lib.runner.files import replace_file
+    from casestudies_lib.runner.results import current_inputs, find
+    from casestudies_lib.site.case import read_case
+    from casestudies_lib.site.slides import slide_file
 
-    _say(f"slides in {write_slides(find_chapter(chapter), out)}")
+    found = find_chapter(chapter)
+    result = find(found.slug, current_inputs(found))
+    if result is None:
+        raise Failure(f"{chapter} has no run that is fresh; run it first: casebook run {chapter}")
+    content = slide_file(read_case(found.path.stem, result.folder))
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / f"{found.path.stem}.slides.html"
+    replace_file(target, content.encode())
+    _say(f"slides in {target}")
 
 
 @app.command()

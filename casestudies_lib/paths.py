@@ -32,6 +32,14 @@ def build() -> Path:
     return root() / "_build"
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def browser() -> str | None:
+    """Return the path of an installed Chromium, which prints the book and looks at its pages, or None."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def data_file(name: str) -> Path:
     """Return a committed data file, given as `data/FOLDER/FILE`.
 
@@ -48,9 +56,3 @@ def data_file(name: str) -> Path:
             f"{declared.replace(os.pathsep, ', ') or 'nothing'}; add it to DATA_FILES of the module that reads it"
         )
     return root() / name
-
-
-def chromium() -> str | None:
-    """Return the program of an installed Chromium, which prints pages and drives their tests; None where none is."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next((found for name in names if (found := shutil.which(name))), None)

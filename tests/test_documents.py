@@ -1,4 +1,4 @@
-"""What README, pages, chapters and `--help` tell a reader to type is typed, and what they tell a reader to paste is run."""
+"""What README, pages, chapters and `--help` tell a reader to type is typed, what they tell to paste is run."""
 
 import re
 import shlex

@@ -60,6 +60,6 @@ def kernel() -> Check:
 
 def browser() -> Check:
     """Return whether the browser for page tests and PDF is here."""
-    if found := paths.chromium():
+    if found := paths.browser():
         return Check("browser", "right", found)
     return Check("browser", "missing", "no Chromium", "needed for page tests and PDF; install it with: make browser")

@@ -1,32 +1,46 @@
-"""A chapter as it goes onto the site, read from its result folder; a result that is not true any more is refused."""
+"""A chapter as it goes onto the site: its report, and the result of one complete run of it."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from casestudies_lib import paths
-from casestudies_lib.claims import Report, ReportError, Verdict, load_report
-from casestudies_lib.runner.chapters import find_chapter, read_notebook
-from casestudies_lib.runner.parameters import read_parameters
-from casestudies_lib.runner.results import FAILED, NOTEBOOK, Result, ResultError, read_result, staleness
-from casestudies_lib.site.markup import html_path, html_prose, html_text, long_date
+from casestudies_lib.claims import Report, ReportError, Verdict, parse_report
+from casestudies_lib.runner.chapters import read_notebook, source_of
+from casestudies_lib.runner.errors import Failure
+from casestudies_lib.runner.results import NOTEBOOK, read_result
+from casestudies_lib.site.figures import Figure, figures_in
 
-_PROVENANCE = ("started", "seconds", "torch", "python", "platform")
+_PROVENANCE = ("started", "seconds", "torch", "python", "platform", "parameters")
+
+
+class CaseError(Failure):
+    """A chapter and its result cannot be shown; the message says what to mend."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One chapter as it goes onto the site: its report, and the result of one complete run."""
+    """One chapter; `name` is that of its notebook, `1_zero_weight_head`."""
 
     name: str
     folder: Path
     report: Report
     verdicts: tuple[Verdict, ...]
     provenance: dict
+
+    @property
+    def slug(self) -> str:
+        """Return the chapter's name on the command line."""
+        return self.report.slug
+
+    @property
+    def number(self) -> int:
+        """Return the chapter's place in the book."""
+        return int(self.name.split("_")[0])
 
     @property
     def page(self) -> str:
@@ -39,105 +53,63 @@ class Case:
         return f"slides/{self.name}.html"
 
     @property
+    def line(self) -> str:
+        """Return the case in one sentence: the first of the report's summary."""
+        return re.split(r"(?<=[.?!])\s", self.report.summary.strip())[0]
+
+    @cached_property
     def notebook(self) -> dict:
         """Return the executed notebook."""
         return read_notebook(self.folder / NOTEBOOK)
 
     @property
-    def verified(self) -> str:
-        """Return the day of the run, in words.
+    def picture(self) -> Figure | None:
+        """Return the figure that represents the chapter: the first after its heading "symptom", else its first."""
+        found = list(figures_in(self.notebook))
+        headings = [
+            index
+            for index, cell in enumerate(self.notebook["cells"])
+            if cell["cell_type"] == "markdown" and re.search(r"^#+ .*symptom", source_of(cell), re.MULTILINE | re.I)
+        ]
+        later = [figure for index, figure in found if headings and index > headings[0]]
+        return next(iter([*later, *(figure for _, figure in found)]), None)
 
-        Raises:
-            ResultError: the provenance holds no such time.
-        """
-        started = str(self.provenance["started"])
-        try:
-            return long_date(datetime.fromisoformat(started).date())
-        except ValueError as error:
-            raise ResultError(f"{self.report.slug}: provenance.json says it started {started!r}; a UTC time in ISO "
-                              "form is needed") from error  # fmt: skip
-
-    @property
-    def source(self) -> str:
-        """Return where the report was published, as HTML."""
-        source = self.report.source
-        return f"{html_path(source.repository)}, <cite>{html_path(source.document)}</cite>, {html_text(source.date)}"
-
-    def trial_link(self, claim_id: str, root: str = "") -> str:
-        """Return an HTML link to the trial of a claim, its id as text; `root` leads to the site's front page."""
-        return f'<a href="{root}{self.page}#{claim_id.lower()}">{html_text(claim_id)}</a>'
-
-    def chapter_link(self, root: str = "") -> str:
-        """Return an HTML link to the chapter, its title as text."""
-        return f'<a href="{root}{self.page}">{html_prose(self.report.title)}</a>'
+    def verdict(self, claim_id: str) -> Verdict | None:
+        """Return the verdict on a claim, or None where the report holds no such claim."""
+        return next((verdict for verdict in self.verdicts if verdict.id == claim_id), None)
 
 
-def read_case(slug: str, folder: Path) -> Case:
-    """Read the result of a chapter and check that it belongs to the report file and the code as they stand.
+def read_case(name: str, folder: Path, reports: Path | None = None) -> Case:
+    """Read the result of a chapter and check that it belongs to the report file.
+
+    Args:
+        name: the notebook's name without its ending.
+        folder: the result folder of a complete run.
+        reports: the folder of report files; by default that of the repository.
 
     Raises:
-        ResultError: the folder holds no sealed result, the report file or the notebook is missing or wrong, the records
-            are not those that the report file asks for, or something that they follow from has changed since. A failed
-            run that stands in the way is named; one that was cut off beside a result which is still true is not.
+        CasebookError: there is no result, or it is not one of this chapter and report; the message names what to run.
     """
-    result = _result(slug, folder)
+    slug = name.split("_", 1)[1]
     try:
-        report = load_report(slug)
+        result = read_result(folder)
+        report = parse_report((reports or paths.reports()) / f"{slug}.toml")
         verdicts = tuple(Verdict.model_validate(record) for record in result.verdicts)
     except (ReportError, ValidationError) as error:
-        raise ResultError(f"{slug}: {error}") from error
+        raise CaseError(f"{slug}: {error}") from error
     _check_records(report, verdicts)
-    if absent := [name for name in _PROVENANCE if name not in result.provenance]:
-        raise ResultError(f"{slug}: {folder / 'provenance.json'} lacks {', '.join(absent)}; run `casebook run {slug}`")
-    name = _notebook_name(slug)
-    _check_age(slug, result)
+    if absent := [field for field in _PROVENANCE if field not in result.provenance]:
+        raise CaseError(f"{slug}: its provenance lacks {', '.join(absent)}; run `casebook run {slug}`")
     return Case(name, folder, report, verdicts, result.provenance)
-
-
-def _result(slug: str, folder: Path) -> Result:
-    try:
-        return read_result(folder)
-    except ResultError as error:
-        raise ResultError(f"{slug}: {_failure(folder)}{error}; run `casebook run {slug}`") from error
-
-
-def _failure(folder: Path) -> str:
-    return f"its last run failed, see {folder / FAILED}; " if (folder / FAILED).exists() else ""
-
-
-def _notebook_name(slug: str) -> str:
-    found = [path.stem for path in paths.notebooks().glob("*.ipynb") if re.fullmatch(rf"[0-9]+_{slug}", path.stem)]
-    if len(found) != 1:
-        raise ResultError(
-            f"{slug}: {len(found)} notebooks are named N_{slug}.ipynb in {paths.notebooks()}; one is needed"
-        )
-    return found[0]
-
-
-def _check_age(slug: str, result: Result) -> None:
-    """Refuse verdicts that are older than what they follow from."""
-    chapter = find_chapter(slug)
-    changed = staleness(result, chapter, read_parameters(read_notebook(chapter.path), chapter.path.name))
-    if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ResultError(
-            f"{slug}: {_failure(result.folder)}its verdicts are older than what they follow from "
-            f"({', '.join(changed[:3])}{more}); run `casebook run {slug}`"
-        )
 
 
 def _check_records(report: Report, records: Sequence[Verdict]) -> None:
     """Refuse records of another chapter, of other claims, or judged by a rule that the report no longer holds."""
-    again = f"run `casebook run {report.slug}` again"
-    expected, came = [claim.id for claim in report.claims], [record.id for record in records]
+    expected = [(report.slug, claim.id, claim.rule) for claim in report.claims]
+    came = [(record.chapter, record.id, record.rule) for record in records]
     if sorted(expected) != sorted(came):
-        raise ResultError(f"{report.slug}: verdicts for {', '.join(came) or 'nothing'}; the report holds "
-                          f"{', '.join(expected)}; {again}")  # fmt: skip
-    claims = {claim.id: claim for claim in report.claims}
-    for record in records:
-        if record.chapter != report.slug:
-            raise ResultError(f"{report.slug}: the verdict of {record.id} belongs to chapter {record.chapter}; {again}")
-        if record.rule != claims[record.id].rule:
-            raise ResultError(
-                f"{report.slug}: {record.id} was judged by another rule than the report holds now; {again}"
-            )
+        differing = sorted(set(expected) ^ set(came)) or came
+        raise CaseError(
+            f"{report.slug}: verdicts and report differ in {', '.join(dict.fromkeys(entry[1] for entry in differing))} "
+            f"(claim, chapter or rule); run `casebook run {report.slug}` again"
+        )

@@ -1,110 +1,76 @@
-"""A chapter's notebook as the site shows it: header, symptoms and explorer added, figures in files."""
+"""A chapter's notebook as jupyter-book reads it: header and explorer added, figures in files, verdicts with numbers."""
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
 
 from casestudies_lib.records import MEASUREMENTS_MIME, VERDICTS_MIME
 from casestudies_lib.runner.chapters import source_of
-from casestudies_lib.runner.errors import Failure
-from casestudies_lib.runner.page_outputs import unpublishable
-from casestudies_lib.runner.private import private_traces_in
-from casestudies_lib.site.case import Case
-from casestudies_lib.site.markup import html_text, tally
-from casestudies_lib.site.pictures import extracted
-from casestudies_lib.site.symptoms import chapter_symptoms
-from casestudies_lib.site.verdict_lines import with_measurements
+from casestudies_lib.runner.publishable import private_traces_in, unpublishable
+from casestudies_lib.site.case import Case, CaseError
+from casestudies_lib.site.figures import linked
+from casestudies_lib.site.templates import render
 
 _RECORDS = (VERDICTS_MIME, MEASUREMENTS_MIME)
 _TARGET = re.compile(r"^\(([^()\s]+)\)=\s*$", re.MULTILINE)
 _AFTER_VERDICTS = re.compile(r"^## (?:Limits|Exercises|Sources)", re.MULTILINE)
+VERDICT_LINE = re.compile(r'<p class="casebook-verdict[^>]*>\s*(?:<[^>]*>)*\s*(?P<claim>\w+).*?</p>', re.DOTALL)
 
 
-class ChapterPageError(Failure):
-    """A chapter's notebook lacks what its page needs; the message says what to write where."""
-
-
-def chapter_notebook(case: Case, figures: Path, explorer: str) -> dict:
-    """Return the notebook that jupyter-book reads.
-
-    Args:
-        case: the chapter.
-        figures: the folder that figures are written to.
-        explorer: the explorer of the chapter's sweep as HTML; empty where there is none.
+def page_notebook(case: Case, *, swept: bool) -> dict:
+    """Return the notebook that jupyter-book reads; `swept` tells whether the chapter has an explorer.
 
     Raises:
-        ChapterPageError: a trial has no target to link to, an output may not be shown, or the title is missing.
+        CaseError: an output may not be shown, a trial has no target to link to, or the title is missing.
     """
-    notebook = case.notebook
-    _check_targets(case, notebook)
-    _check_outputs(case, notebook)
-    cells = [_shown(case, cell, figures) for cell in notebook["cells"]]
-    return notebook | {"cells": _with_explorer(_with_header(case, cells), explorer)}
+    _check(case)
+    first, *rest = [_shown(case, cell) for cell in case.notebook["cells"]]
+    title, _, text = source_of(first).partition("\n")
+    header = f"```{{chapter-header}} {case.slug}\n```"
+    cells = [first | {"source": f"{title}\n\n{header}\n{text}"}, *rest]
+    if swept:
+        ends = [i for i, c in enumerate(cells) if c["cell_type"] == "markdown" and _AFTER_VERDICTS.search(source_of(c))]
+        source = f"## Explore the sweep\n\n```{{sweep-explorer}} {case.slug}\n```"
+        cell = {"cell_type": "markdown", "id": "explorer", "metadata": {}, "source": source}
+        cells.insert(ends[0] if ends else len(cells), cell)
+    return case.notebook | {"cells": cells}
 
 
-def _check_targets(case: Case, notebook: dict) -> None:
-    text = "\n".join(source_of(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
-    targets = set(_TARGET.findall(text))
+def _check(case: Case) -> None:
+    cells = case.notebook["cells"]
+    problems = [*unpublishable(case.notebook), *(f"it holds {trace}" for trace in private_traces_in(case.notebook))]
+    if problems:
+        raise CaseError(f"{case.name}.ipynb may not be published: {'; '.join(problems)}")
+    if not cells or cells[0]["cell_type"] != "markdown" or not source_of(cells[0]).startswith("# "):
+        raise CaseError(f"{case.name}.ipynb must start with a Markdown cell whose first line is its title, `# ...`")
+    targets = _TARGET.findall("\n".join(source_of(cell) for cell in cells if cell["cell_type"] == "markdown"))
     if missing := [verdict.id for verdict in case.verdicts if verdict.id.lower() not in targets]:
-        raise ChapterPageError(f"{case.name}.ipynb has no target for {', '.join(missing)}; write "
-                               f"`({missing[0].lower()})=` on the line before the heading of its trial")  # fmt: skip
+        raise CaseError(f"{case.name}.ipynb has no target for {', '.join(missing)}; write `({missing[0].lower()})=` "
+                        "on the line before the heading of its trial")  # fmt: skip
 
 
-def _check_outputs(case: Case, notebook: dict) -> None:
-    if problems := [*unpublishable(notebook), *(f"it holds {trace}" for trace in private_traces_in(notebook))]:
-        raise ChapterPageError(f"{case.name}.ipynb may not be published: {'; '.join(problems)}")
-
-
-def _shown(case: Case, cell: dict, figures: Path) -> dict:
-    """Return a cell with figures in files and values in verdict lines, without the records for the runner."""
-    if not cell.get("outputs"):
-        return cell
-    outputs = [dict(output) for output in cell["outputs"]]
+def _shown(case: Case, cell: dict) -> dict:
+    """Return a cell with figures in files and measurements in verdict lines, without the records for the runner."""
+    outputs = [dict(output) for output in cell.get("outputs", [])]
     for output in outputs:
         if "data" in output:
             output["data"] = {kind: data for kind, data in output["data"].items() if kind not in _RECORDS}
-            if html := output["data"].get("text/html"):
-                output["data"]["text/html"] = extracted(with_measurements(case, "".join(html)), figures, "../")
-    return cell | {"outputs": outputs}
+        if text := "".join(output.get("data", {}).get("text/html", "")):
+            # pandas heads the column of row names with an empty header, which a screen reader announces.
+            shown = linked(with_measurements(case, text), "../").replace("<th></th>", "<td></td>")
+            output["data"]["text/html"] = shown
+    return cell | {"outputs": outputs} if outputs else cell
 
 
-def _with_header(case: Case, cells: Sequence[dict]) -> list[dict]:
-    """Return the cells with header and symptoms right under the title, which must open the first cell."""
-    title, _, rest = source_of(cells[0]).partition("\n") if cells else ("", "", "")
-    if not title.startswith("# ") or cells[0]["cell_type"] != "markdown":
-        raise ChapterPageError(
-            f"{case.name}.ipynb must start with a Markdown cell whose first line is its title, `# ...`"
-        )
-    first = cells[0] | {"source": f"{title}\n\n{chapter_header(case)}\n{chapter_symptoms(case)}\n{rest}"}
-    return [first, *cells[1:]]
+def with_measurements(case: Case, text: str) -> str:
+    """Return an output's HTML in which each verdict line is followed by value, interval and unit from the records.
 
+    A claim that this book adds is called the book's own.
+    """
 
-def _with_explorer(cells: list[dict], explorer: str) -> list[dict]:
-    """Return the cells with the explorer as a section of its own behind the verdicts."""
-    if not explorer:
-        return cells
-    places = [
-        index
-        for index, cell in enumerate(cells)
-        if cell["cell_type"] == "markdown" and _AFTER_VERDICTS.search(source_of(cell))
-    ]
-    place = places[0] if places else len(cells)
-    source = f"## Explore the sweep\n\n{explorer}"
-    return [
-        *cells[:place],
-        {"cell_type": "markdown", "id": "explorer", "metadata": {}, "source": source},
-        *cells[place:],
-    ]
+    def completed(line: re.Match[str]) -> str:
+        said = line[0].replace("the report says that (not in the report) ", "this book adds that ")
+        verdict = case.verdict(line["claim"])
+        if verdict is None or verdict.value is None:
+            return said
+        return said.removesuffix("</p>") + render("measured.html", verdict=verdict).strip() + "</p>"
 
-
-def chapter_header(case: Case) -> str:
-    """Return the block under a chapter's title: source, verdict counts, run, downloads, slides."""
-    seconds, torch = float(case.provenance["seconds"]), case.provenance["torch"]
-    version = f" on torch {html_text(torch)}" if torch else ""
-    return (
-        f'<div class="case-header">\n<p class="source">Report: {case.source}</p>\n{tally(case.verdicts)}\n'
-        f"<p>Last verified{version}, {case.verified}, in {seconds:.0f} s. "
-        f'<a href="../downloads/{case.name}.ipynb" download>Notebook</a> · '
-        f'<a href="../downloads/{case.name}.verdicts.json" download>verdicts</a> · '
-        f'<a href="../{case.slides}">slides</a></p>\n</div>\n'
-    )
+    return VERDICT_LINE.sub(completed, text)

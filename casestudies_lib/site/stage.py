@@ -1,96 +1,133 @@
-"""Lays out the folder that jupyter-book builds the site from."""
+"""Lays out the folder that jupyter-book builds the site from; a file whose content stays the same is left alone."""
 
-import importlib.util
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
+
 from casestudies_lib import paths
-from casestudies_lib.claims import Report, load_report, report_slugs
+from casestudies_lib.runner import evidence
+from casestudies_lib.runner.chapters import find_chapter
 from casestudies_lib.runner.errors import Failure
-from casestudies_lib.runner.fault_table import read_table, table_file
-from casestudies_lib.site import pictures, reproduce
-from casestudies_lib.site.board import verdict_board
-from casestudies_lib.site.case import Case
-from casestudies_lib.site.chapter import chapter_notebook
-from casestudies_lib.site.explorer import SCRIPTS, explorer, write_scripts
-from casestudies_lib.site.landing import landing_board
-from casestudies_lib.site.lessons import lesson_page, read_lessons
-from casestudies_lib.site.slides import slide_page
-from casestudies_lib.site.sweeps import SweptClaims, read_sweep
-from casestudies_lib.site.symptoms import symptom_index
-from casestudies_lib.site.teaching import teaching_page
+from casestudies_lib.site.case import Case, read_case
+from casestudies_lib.site.chapter import page_notebook
+from casestudies_lib.site.figures import FOLDER, figures_in
+from casestudies_lib.site.slides import slide_file
 
-_MATHJAX = ("tex-chtml.js", "output/chtml/fonts/woff-v2")
+RESULT = ("notebook.ipynb", "verdicts.json", "provenance.json")
+_ADDRESSED = {  # settings of the extensions that need to know where the site will be
+    "sitemap_url_scheme": "{link}",
+    "sitemap_show_lastmod": False,
+    "ogp_enable_meta_description": False,  # the pages have one already
+    "ogp_social_cards": {"enable": False},  # a picture would have to be drawn for each page
+}
 
 
-def write_stage(stage: Path, cases: Sequence[Case]) -> None:
-    """Lay out what jupyter-book reads: the book's own pages, the generated parts, executed chapters, extra files.
-
-    Args:
-        stage: an empty folder.
-        cases: the chapters, in the order of the book.
+def stage_book(folder: Path, results: Mapping[str, Path], address: str | None, pdf: bool) -> None:
+    """Lay out the book's pages, the results that directives read, the chapters, and files that go onto the site as is.
 
     Raises:
-        ReportError: a report file, a symptom or a claim is wrong.
-        CasebookError: a chapter, the lessons, the evidence or an installed package lacks what its page needs.
+        CasebookError: contents and results differ, a chapter or its result is wrong, or evidence is damaged.
+        ReportError: a report file is wrong.
     """
-    shutil.copytree(paths.book(), stage, dirs_exist_ok=True)
-    for folder in ("generated", "notebooks", "extra/downloads", "extra/slides"):
-        (stage / folder).mkdir(parents=True)
-    for name, text in _generated(cases, stage / "extra" / pictures.FOLDER).items():
-        (stage / "generated" / name).write_text(text, encoding="utf-8")
-    sweeps = {case.name: read_sweep(case.report) for case in cases}
+    cases = [read_case(find_chapter(slug).path.stem, found) for slug, found in results.items()]
+    cases.sort(key=lambda case: case.number)
+    _check_contents(cases)
+    wanted = _files_in(paths.book(), "") | _files_in(paths.reports(), "reports/")
+    wanted["_config.yml"] = _settings(address, pdf)
+    sweeps = {slug: _sweep(slug) for slug in evidence.slugs() if slug in results}
+    wanted["sweeps.json"] = _json(sweeps)
     for case in cases:
-        _stage_chapter(stage, case, sweeps[case.name])
-    if any(sweeps.values()):
-        write_scripts(stage / "extra" / SCRIPTS)
+        wanted |= _chapter_files(case, swept=case.slug in sweeps)
     records = [verdict.model_dump(mode="json") for case in cases for verdict in case.verdicts]
-    (stage / "extra/downloads/verdicts.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
-    shutil.copyfile(stage / "slides.css", stage / "extra/slides/slides.css")
-    _copy_mathjax(stage / "extra/_static/mathjax")
+    wanted["extra/downloads/verdicts.json"] = _json(records)
+    _write(folder, wanted)
 
 
-def _generated(cases: Sequence[Case], figures: Path) -> dict[str, str]:
-    waiting = _waiting(cases)
-    lessons = read_lessons(paths.book() / "lessons.toml")
+def _check_contents(cases: list[Case]) -> None:
+    """Refuse contents that promise a chapter without a result, and results that the contents do not list."""
+    path = paths.book() / "_toc.yml"
+    try:
+        listed = _chapters_in(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise Failure(f"_toc.yml is not valid YAML: {error}") from error
+    present = [case.name for case in cases]
+    if missing := [name for name in listed if name not in present]:
+        raise Failure(f"_toc.yml lists {', '.join(missing)} without a result; run it or take the line out")
+    if unlisted := [name for name in present if name not in listed]:
+        lines = ", ".join(f"`- file: notebooks/{name}`" for name in unlisted)
+        raise Failure(f"_toc.yml does not list {', '.join(unlisted)}; add {lines}")
+
+
+def _chapters_in(entry: object) -> list[str]:
+    if isinstance(entry, dict):
+        name = str(entry.get("file", "")).removesuffix(".ipynb")
+        own = [name.removeprefix("notebooks/")] if name.startswith("notebooks/") else []
+        return own + _chapters_in(list(entry.values()))
+    return [name for each in entry for name in _chapters_in(each)] if isinstance(entry, list) else []
+
+
+def _files_in(folder: Path, prefix: str) -> dict[str, bytes]:
+    paths_in = (path for path in folder.rglob("*") if path.is_file())
+    return {prefix + path.relative_to(folder).as_posix(): path.read_bytes() for path in paths_in}
+
+
+def _settings(address: str | None, pdf: bool) -> bytes:
+    """Return the book's settings, with what a sitemap, link previews and links to PDFs need where they are wanted."""
+    content = (paths.book() / "_config.yml").read_bytes()
+    if not address and not pdf:
+        return content
+    settings = yaml.safe_load(content)
+    sphinx = settings["sphinx"]["config"] | {"casebook_pdf": pdf}
+    if address:
+        settings["html"]["baseurl"] = address
+        sphinx |= _ADDRESSED | {"ogp_site_url": address, "html_baseurl": address}
+        sphinx["extensions"] = [*sphinx["extensions"], "sphinx_sitemap", "sphinxext.opengraph"]
+    settings["sphinx"]["config"] = sphinx
+    return yaml.safe_dump(settings, sort_keys=False).encode()
+
+
+def _sweep(slug: str) -> dict:
+    """Return what the page for those who run the book says of a chapter's evidence."""
+    provenance = evidence.read_evidence(slug).provenance
+    changed = evidence.staleness(find_chapter(slug), provenance)
     return {
-        "landing.md": landing_board(cases, waiting, figures),
-        "board.md": verdict_board(cases),
-        "symptoms.md": symptom_index(cases),
-        "lessons.md": lesson_page(lessons, cases, [report.slug for report in waiting]),
-        "teaching.md": teaching_page(cases),
-        "runs.md": reproduce.run_table(cases),
-        "sweeps.md": reproduce.sweep_table(cases),
-        "faults.md": reproduce.fault_table(read_table(table_file())),
-        "probes.md": reproduce.probe_table(),
+        "command": provenance["command"],
+        "rows": provenance["rows"],
+        "made_with": provenance.get("made_with", {}),
+        "changed": changed,
     }
 
 
-def _waiting(cases: Sequence[Case]) -> list[Report]:
-    """Return the reports that have no chapter on the site yet."""
-    on_trial = {case.report.slug for case in cases}
-    return [load_report(slug) for slug in report_slugs() if slug not in on_trial]
+def _chapter_files(case: Case, *, swept: bool) -> dict[str, bytes]:
+    files = {f"results/{case.name}/{name}": (case.folder / name).read_bytes() for name in RESULT}
+    files[f"notebooks/{case.name}.ipynb"] = _json(page_notebook(case, swept=swept))
+    files |= {f"extra/{FOLDER}/{figure.file}": figure.png for _, figure in figures_in(case.notebook)}
+    files[f"extra/{case.slides}"] = slide_file(case).encode()
+    files[f"extra/downloads/{case.name}.ipynb"] = files[f"results/{case.name}/notebook.ipynb"]
+    files[f"extra/downloads/{case.name}.verdicts.json"] = files[f"results/{case.name}/verdicts.json"]
+    return files
 
 
-def _stage_chapter(stage: Path, case: Case, sweep: SweptClaims | None) -> None:
-    figures = stage / "extra" / pictures.FOLDER
-    explored = explorer(sweep, case.report, figures, case.provenance.get("parameters", {})) if sweep else ""
-    notebook = chapter_notebook(case, figures, explored)
-    (stage / "notebooks" / f"{case.name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-    (stage / "extra" / case.slides).write_text(slide_page(case, figures), encoding="utf-8")
-    downloads = stage / "extra" / "downloads"
-    shutil.copyfile(case.folder / "notebook.ipynb", downloads / f"{case.name}.ipynb")
-    shutil.copyfile(case.folder / "verdicts.json", downloads / f"{case.name}.verdicts.json")
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1).encode()
 
 
-def _copy_mathjax(target: Path) -> None:
-    """Copy the one script and the fonts that typesetting needs from the installed package."""
-    package = importlib.util.find_spec("sphinx-mathjax-offline")
-    if package is None or package.origin is None:
-        raise Failure("the package sphinx-mathjax-offline is not installed; `make book` installs it")
-    source = Path(package.origin).parent / "static" / "mathjax"
-    script, fonts = _MATHJAX
-    shutil.copytree(source / fonts, target / fonts)
-    shutil.copyfile(source / script, target / script)
+def _write(folder: Path, wanted: Mapping[str, bytes]) -> None:
+    """Make a folder hold exactly these files."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif name not in wanted:
+            path.unlink()
+    for name, content in wanted.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)

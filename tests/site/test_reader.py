@@ -6,13 +6,6 @@ CHAPTER = "notebooks/1_plain_case.html"
 
 
 @pytest.fixture
-def page(browser):
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield context.new_page()
-    context.close()
-
-
-@pytest.fixture
 def chapter(page, published):
     page.goto((published.site / CHAPTER).as_uri())
     return page
@@ -86,11 +79,11 @@ def test_the_explorer_follows_the_keyboard(chapter):
     chapter.locator(".explorer").scroll_into_view_if_needed()
     chapter.locator(".explorer.live").wait_for()
     before, words = drawn(chapter), chapter.locator(".explorer-words").inner_text()
-    assert "P1 at epochs 5, router hard" in words
-    press(chapter, ".explorer-input:has-text('epochs') input", "ArrowRight", "ArrowRight")
+    assert "P2 at epochs 10, router soft (as on this page): 1 [0.9, 1.3]" in words
+    press(chapter, ".explorer-input:has-text('epochs') input", "ArrowLeft")
     said = chapter.locator(".explorer-words").inner_text()
-    assert "epochs 20" in said
-    assert "upheld" in said
+    assert "P2 at epochs 5, router soft: 0.5 [0.4, 0.8]" in said
+    assert "inconclusive" in said
     press(chapter, ".explorer-panel select >> nth=1", "ArrowDown")
     chapter.wait_for_function("document.querySelector('.explorer-chart').textContent.includes('hard')")
     assert drawn(chapter) != before
