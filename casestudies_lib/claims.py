@@ -126,6 +126,11 @@ def load_report(slug: str) -> Report:
     if not path.is_file():
         known = ", ".join(report_slugs()) or "none"
         raise ReportError(f"no report file {path.name} in {path.parent}; known are {known}")
+    return parse_report(path)
+
+
+def parse_report(path: Path) -> Report:
+    """Read and validate one report file; raises as `load_report` does."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
