@@ -2,10 +2,16 @@
 process-wide generators start from the name of whoever draws, so that neither the order of tests nor the worker matters.
 """
 
+import fcntl
 import hashlib
+import os
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -13,6 +19,8 @@ import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 settings.register_profile("casebook", deadline=None, derandomize=True, database=None)
 settings.load_profile("casebook")
@@ -57,3 +65,73 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef, request: pytest.FixtureR
 def shapes_unchecked(monkeypatch):
     """Users run without the checker of the tests, which would otherwise answer before the library's own error."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+# Gives each chapter a result made of its stored outputs, with its present inputs, so that none has to run.
+PRETEND = """\
+import json
+from casestudies_lib.runner import chapters, executed, files, inputs, results
+for chapter in chapters.all_chapters():
+    notebook, now = chapters.read_notebook(chapter.path), results.current_inputs(chapter)
+    verdicts = executed.verdicts_of(notebook, chapter.slug, chapters.claim_ids(chapter.slug))
+    values = {name[10:]: json.loads(value) for name, value in now.items() if name.startswith("parameter ")}
+    known = {"chapter": chapter.slug, "parameters": values, **results.machine(), "threads": 1, "inputs": now,
+             "cpu_capability": "AVX2", "peak_memory_mb": 900, "started": "2026-11-28T12:00:00+00:00", "seconds": 90.0,
+             "cells": sum(cell["cell_type"] == "code" for cell in notebook["cells"])}
+    folder = results.folder_of(chapter.slug) / inputs.key_of(now)
+    with files.scratch_folder(folder) as scratch:
+        results.write_result(folder, scratch, chapter.path.read_bytes(), verdicts, known)
+"""
+
+
+class RealBook:
+    """A copy of the real book in a folder of its own, with a result for every chapter."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = {**os.environ, "PYTHONPATH": str(root), "CASEBOOK_ROOT": str(root)}
+
+    def lay_out(self) -> None:
+        ignored = shutil.ignore_patterns("__pycache__", "_build")
+        for name in ("casestudies_lib", "notebooks", "data", "book"):
+            shutil.copytree(REPOSITORY / name, self.root / name, ignore=ignored)
+        shutil.copy(REPOSITORY / "requirements.lock", self.root)
+        self.pretend()
+
+    def pretend(self) -> None:
+        self.python("-c", PRETEND)
+
+    def python(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], env=self.environment, cwd=self.root, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def casebook(self, *arguments: str, **options) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "casestudies_lib.cli", *map(str, arguments)]
+        options = {"timeout": 300} | options
+        return subprocess.run(
+            command, env=self.environment, cwd=self.root, capture_output=True, text=True, **options
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def new_real_book():
+    """Return the class, for fixtures that lay out a copy which their tests change."""
+    return RealBook
+
+
+@pytest.fixture(scope="session")
+def published_book(tmp_path_factory: pytest.TempPathFactory) -> RealBook:
+    """The real book with its site, built by `casebook build` once for all workers; tests must not change it."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    book = RealBook(shared / "published" / "the book")
+    with (shared / "published.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not book.root.exists():
+            book.lay_out()
+            done = book.casebook("build")
+            assert done.returncode == 0, done.stderr
+    return book

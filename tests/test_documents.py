@@ -34,7 +34,7 @@ def typed(text: str) -> list[str]:
     """Return what follows a prompt, and the commands that stand in a sentence."""
     joined = [re.sub(r" *\\\n *", " ", block) for block in blocks(text, "console")]
     prompted = [line[2:].split("  #")[0].strip() for block in joined for line in block.splitlines() if line[:2] == "$ "]
-    return prompted + re.findall(r"`((?:\.venv/bin/)?casebook [a-z][^`]*|make [a-z][^`]*)`", text)
+    return prompted + re.findall(r"`((?:\.venv/bin/)?casebook [a-z][^`]*|make [a-z-]+(?: [A-Z_]+=[^`]*)?)`", text)
 
 
 EVERYWHERE = "\n\n".join([*TEXTS.values(), *CHAPTERS.values()])
@@ -73,13 +73,6 @@ def test_make_knows_every_target_that_a_page_names():
         assert done.returncode == 0, done.stderr
 
 
-LESSON = """\
-[[lessons]]
-title = "A lesson"
-text = "It was there all along."
-ask = "Was it?"
-exhibits = [{ chapter = "zero_weight_head", claim = "T1", shows = "it" }]
-"""
 SMALL = """\
 seed = 0  # first seed [seed: 0 to 1000]
 n_seeds = 5  # paired seeds [seeds: 2 to 64]
@@ -87,17 +80,12 @@ steps = 120  # of training [steps: 1 to 1000]
 epochs = 22  # of training [epochs: 1 to 1000]
 records = ""  # folder of records [path: any]
 """
-ALSO = (
-    "from IPython.display import Markdown; Markdown('**1 · Predict.** What?')",
-    "def check_1(answer):\n    return answer == 1\n\n\ncheck_1(None)",
-)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory, new_book):
-    """A book with the pages of the real one, whose chapters bear the names that the pages use and need no training."""
+    """A book whose chapters bear the names that the pages use and need no training."""
     book = new_book(tmp_path_factory.mktemp("documents") / "a book")
-    shutil.copytree(REPOSITORY / "book", book.root / "book")
     for name in ("notebooks/_template.ipynb", "data/reports/_template.toml"):
         shutil.copy(REPOSITORY / name, book.root / name)
     (book.root / "tests").mkdir()
@@ -150,13 +138,32 @@ def test_a_command_for_other_machines_is_understood_up_to_the_machine(library, a
     assert "no Dask scheduler at tcp://127.0.0.1:9" in done.stderr
 
 
+def test_build_serve_slides_and_pdf_do_what_the_pages_say(published_book, tmp_path):
+    """The book is built already: a second build finds that nothing changed, a fresh one starts all chapters again."""
+    book = type(published_book)(tmp_path / "a book")
+    shutil.copytree(published_book.root, book.root)
+    named = {arguments[0] for arguments in SITE}
+    assert named == {"build", "serve", "slides", "pdf"}
+    again = book.casebook("build")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("nothing changed, its last run stays") == len(CHAPTERS)
+    fresh = book.casebook("build", "--fresh", "--time-limit", "0.01")
+    assert "time limit of 0.01 s reached" in fresh.stderr
+    assert book.casebook("build").returncode == 0
+    slides = [arguments for arguments in SITE if arguments[0] == "slides"]
+    for arguments in slides:
+        done = book.casebook(*arguments)
+        assert done.returncode == 0, done.stderr
+    assert list((book.root / "class").glob("*.slides.html"))
+
+
 class Small(nn.Module):
     """A language model with a gated branch and a router, as small as the probes need."""
 
-    def __init__(self) -> None:
+    def __init__(self, mlp: bool = True) -> None:
         super().__init__()
         self.embedding = nn.Embedding(12, 8)
-        self.blocks = nn.ModuleList([nn.ModuleDict({"mlp": nn.Linear(8, 8)})])
+        self.blocks = nn.ModuleList([nn.ModuleDict({"mlp": nn.Linear(8, 8) if mlp else nn.Identity()})])
         self.alpha = nn.Parameter(torch.tensor(0.5))
         self.head = nn.Linear(8, 12)
 
@@ -192,10 +199,71 @@ def surroundings() -> dict:
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     offsets = [(0, 3), (4, 7), (8, 11)]
     return {
-        "torch": torch, "model": model, "baseline": model, "variant": Small(), "batch": batch, "tokens": batch,
+        "torch": torch, "model": model, "baseline": model, "variant": Small(mlp=False), "batch": batch, "tokens": batch,
         "loss": language_loss, "my_loss": language_loss, "optimiser": optimiser, "loader": [batch] * 48,
         "scheduler": torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0),
         "prediction": torch.randn(4, 6, 12), "target": torch.randint(12, (4, 6)),
         "teacher_encoding": SimpleNamespace(offsets=offsets), "student_encoding": SimpleNamespace(offsets=offsets),
         "text": "one two six", "inputs": torch.randn(3, 4), "weights": torch.randn(3, 4), "MyFunction": Doubled,
     }  # fmt: skip
+
+
+def accumulated(given: dict, batches: int):
+    """Return a reader's loop body: gradients of so many batches, then one step of optimiser and schedule."""
+    seen = []
+
+    def one_step(batch):
+        (language_loss(given["model"], batch) / batches).backward()
+        seen.append(batch)
+        if len(seen) % batches == 0:
+            given["optimiser"].step()
+            given["scheduler"].step()
+            given["optimiser"].zero_grad()
+
+    return one_step
+
+
+class Routed(nn.Module):
+    """Two experts behind a soft router."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(12, 8), nn.Module()
+        self.layer.router = nn.Linear(8, 2)
+        self.experts, self.head = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]), nn.Linear(8, 12)
+
+    def forward(self, tokens):
+        state = self.embedding(tokens)
+        weights = self.layer.router(state).softmax(-1)
+        mixed = sum(weights[..., [place]] * torch.tanh(expert(state)) for place, expert in enumerate(self.experts))
+        return self.head(state + mixed)
+
+
+def special(name: str) -> dict:
+    """Return what one document's lines mean by a name that others use otherwise."""
+    if name == "head_routing":
+        return {"model": Routed()}
+    if name == "distillation_loss":
+        return {"my_loss": lambda prediction, target: nn.functional.cross_entropy(prediction.transpose(1, 2), target)}
+    if name == "value_head_spillover":
+        rows = torch.arange(300)
+        return {
+            "loss_a": lambda model, batch: model(batch)[:, 0].square().mean(),
+            "loss_b": lambda model, batch: (model(batch)[:, 1:] - 1).square().mean(),
+            "predicted": torch.sin(rows * 1.0) + 0.1 * torch.cos(rows * 7.0), "target": torch.sin(rows * 1.0),
+            "file_of_each_row": rows % 10,
+        }  # fmt: skip
+    return {}
+
+
+PASTED = {name: blocks(text, "python") for name, text in (TEXTS | CHAPTERS).items()}
+OTHERS_CLUSTERS = ("dask_jobqueue", "dask_kubernetes")  # not installed: they need a cluster to talk to
+
+
+@pytest.mark.parametrize(("name", "code"), [(name, code) for name in PASTED for code in PASTED[name]])
+def test_a_block_that_a_page_tells_a_reader_to_paste_runs(name, code):
+    if any(module in code for module in OTHERS_CLUSTERS):
+        pytest.skip(f"{name}: needs a cluster of somebody's own")
+    given = surroundings() | special(name)
+    given["one_step"] = accumulated(given, 16)
+    exec(compile(code.replace("    ...", "    one_step(batch)"), name, "exec"), given)

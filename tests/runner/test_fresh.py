@@ -1,25 +1,11 @@
 """What an edit reaches runs again, and nothing else; on a copy of the real book, whose results are made up."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ALL = {"zero_weight_head", "value_head_spillover", "mixing_gates", "distillation_loss", "head_routing"}
-# Gives each chapter a whole result for its present inputs, so that no chapter has to run for this test.
-PRETEND = """\
-from casestudies_lib.runner import chapters, files, inputs, results
-for chapter in chapters.all_chapters():
-    now = results.current_inputs(chapter)
-    folder = results.folder_of(chapter.slug) / inputs.key_of(now)
-    with files.scratch_folder(folder) as scratch:
-        results.write_result(folder, scratch, b"{}", [], {"inputs": now, "seconds": 1.0})
-"""
 # Imports what a chapter's cells import, and prints which files of ours Python then holds.
 IMPORTED = """\
 import ast, json, sys
@@ -30,32 +16,17 @@ print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.startswith("ca
 """
 
 
-class Copy:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        ignored = shutil.ignore_patterns("__pycache__", "_build")
-        for name in ("casestudies_lib", "notebooks", "data"):
-            shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
-        shutil.copy(REPOSITORY / "requirements.lock", root)
-        self.environment = {**os.environ, "PYTHONPATH": str(root), "CASEBOOK_ROOT": str(root)}
-
-    def python(self, *arguments: str) -> str:
-        command = [sys.executable, *arguments]
-        return subprocess.run(
-            command, env=self.environment, cwd=self.root, capture_output=True, text=True, check=True
-        ).stdout
-
-    def stale(self) -> set[str]:
-        rows = json.loads(self.python("-m", "casestudies_lib.cli", "list", "--json"))
-        assert {row["last_run"] for row in rows} <= {"fresh", "stale"}
-        return {row["slug"] for row in rows if row["last_run"] == "stale"}
+def stale(copy) -> set[str]:
+    rows = json.loads(copy.casebook("list", "--json").stdout)
+    assert {row["last_run"] for row in rows} <= {"fresh", "stale"}
+    return {row["slug"] for row in rows if row["last_run"] == "stale"}
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    copy = Copy(tmp_path_factory.mktemp("copy") / "a book")
-    copy.python("-c", PRETEND)
-    assert copy.stale() == set()
+def copy(tmp_path_factory, new_real_book):
+    copy = new_real_book(tmp_path_factory.mktemp("copy") / "a book")
+    copy.lay_out()
+    assert stale(copy) == set()
     return copy
 
 
@@ -84,9 +55,9 @@ def test_an_edit_makes_exactly_the_chapters_stale_that_it_reaches_and_taken_back
     path = copy.root / name
     whole = path.read_bytes()
     path.write_bytes(whole + b"\n# more\n")
-    assert copy.stale() == EDITS[name]
+    assert stale(copy) == EDITS[name]
     path.write_bytes(whole)
-    assert copy.stale() == set()
+    assert stale(copy) == set()
 
 
 def test_only_the_code_of_a_notebook_counts(copy):
@@ -95,11 +66,11 @@ def test_only_the_code_of_a_notebook_counts(copy):
     notebook = json.loads(whole)
     notebook["cells"][0]["source"] = ["# Another title"]
     path.write_text(json.dumps(notebook))
-    assert copy.stale() == set()
+    assert stale(copy) == set()
     cell = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"][-1]
     cell["source"] = [*cell["source"], "\n1"]
     path.write_text(json.dumps(notebook))
-    assert copy.stale() == {"zero_weight_head"}
+    assert stale(copy) == {"zero_weight_head"}
     path.write_text(whole)
 
 
@@ -108,13 +79,13 @@ def test_a_module_that_is_imported_only_inside_a_function_counts(copy):
     whole = tracing.read_text()
     late.write_text("x = 1\n")
     tracing.write_text(f"{whole}\n\ndef later():\n    if True:\n        from casestudies_lib.models import late\n")
-    copy.python("-c", PRETEND)
-    assert copy.stale() == set()
+    copy.pretend()
+    assert stale(copy) == set()
     late.write_text("x = 2\n")
-    assert copy.stale() == {"zero_weight_head"}
+    assert stale(copy) == {"zero_weight_head"}
     tracing.write_text(whole)
     late.unlink()
-    assert copy.stale() == set()
+    assert stale(copy) == set()
 
 
 @pytest.mark.parametrize("number", range(1, 6))
