@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 PIP_FLAGS ?=
+NOTEBOOKS ?= notebooks
+LAB_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -14,7 +16,7 @@ export OPENBLAS_NUM_THREADS := 1
 export PYTHONPATH :=
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help venv newest book pdf test lint faults serve bench bench-site browser clean clean-venv
+.PHONY: help venv newest book lab pdf test lint serve bench bench-site browser clean clean-venv
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +39,10 @@ newest: $(READY) ## replace what is locked by the newest versions, site tools as
 book: $(READY) ## run the chapters that a change reaches and leave the site in _build/html
 	$(BIN)/python -m casestudies_lib.cli build
 
+# Where two kernels have one name, the one of this environment counts.
+lab: $(READY) ## open the chapters in JupyterLab (NOTEBOOKS=class opens student copies, LAB_FLAGS is handed on)
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyter lab --notebook-dir=$(NOTEBOOKS) $(LAB_FLAGS)
+
 pdf: book ## print the book, and each chapter, into _build/pdf (needs Chromium: make browser)
 	$(BIN)/python -m casestudies_lib.cli pdf
 
@@ -48,18 +54,14 @@ lint: $(READY) ## ruff on code and notebooks
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-faults: $(READY) ## put each fault in once and record what a user sees of it in data/faults.json
-	echo '[]' > data/faults.json
-	$(BIN)/python -m pytest -q --record-faults tests
-
 serve: $(READY) ## serve _build/html on this machine
 	$(BIN)/python -m casestudies_lib.cli serve
 
 bench: $(READY) ## measure speed and memory as ratios, each in one run (BENCH_FLAGS=builds measures that group alone, --set-up set-up too)
-	$(BIN)/python tests/benchmark.py $(BENCH_FLAGS)
+	$(BIN)/python tests/benchmark $(BENCH_FLAGS)
 
-bench-site: book ## measure the site with Lighthouse, in one table (needs Chromium and npx; npx fetches Lighthouse once)
-	$(BIN)/python tests/benchmark_site.py
+bench-site: book ## measure the site with Lighthouse, in one table (needs Chromium and npx, which fetches Lighthouse once)
+	$(BIN)/python tests/benchmark/site.py
 
 browser: ## install the Debian package that page tests need
 	@if command -v chromium >/dev/null; then echo "chromium is installed"; \

@@ -2,10 +2,8 @@
 
 import html
 import math
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,98 +11,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from casestudies_lib import paths
 from casestudies_lib.records import MEASUREMENTS_MIME, SYMBOLS, VERDICTS_MIME
+from casestudies_lib.regions import Region, region, typeset
+from casestudies_lib.tables import Table
 
 Kind = Literal["identity", "arithmetic", "effect", "diagnostic", "remedy"]
 _SINGLE = ("identity", "arithmetic")
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
-_COMPARISON = re.compile(rf"(<=|>=|==|<|>)\s*({_NUMBER})", re.IGNORECASE)
-_RANGE = re.compile(rf"(outside\s+)?({_NUMBER})\s+to\s+({_NUMBER})", re.IGNORECASE)
 
 
 class ReportError(ValueError):
     """A report file, or the use made of it, is wrong; the message names file, claim and field."""
 
 
-@dataclass(frozen=True)
-class Region:
-    """A set of numbers as a union of intervals `(low, high, ends_included)`, with the text it was read from."""
-
-    text: str
-    parts: tuple[tuple[float, float, bool], ...]
-
-    def holds(self, low: float, high: float) -> bool:
-        """Return whether the whole interval from low to high lies in one part of the region."""
-        return any(
-            (a < low or (closed and a == low)) and (high < b or (closed and b == high)) for a, b, closed in self.parts
-        )
-
-    def meets(self, low: float, high: float) -> bool:
-        """Return whether any number from low to high lies in the region."""
-        return any(
-            (high > a or (closed and high == a)) and (low < b or (closed and low == b)) for a, b, closed in self.parts
-        )
-
-    def margin(self, low: float, high: float) -> float:
-        """Return by what factor the interval clears the region's finite, non-zero ends: 1 is just inside.
-
-        A crossing of sign clears an end by any factor. Zero as an end, or a single number as region, has no factor; it
-        is left out.
-        """
-        inside = [part for part in self.parts if Region(self.text, (part,)).holds(low, high)]
-        if not inside:
-            return 0.0
-        a, b, _ = inside[0]
-        ends = [(low, a, 1)] if math.isfinite(a) and a and a != b else []
-        ends += [(high, b, -1)] if math.isfinite(b) and b and a != b else []
-        return min((_clearance(*end) for end in ends), default=math.inf)
-
-
-def _clearance(value: float, end: float, side: int) -> float:
-    """Return the factor between a value and a region's end that it must stay above (side 1) or below (-1)."""
-    if value * end <= 0:
-        return math.inf
-    ratio = value / end
-    return ratio if (side > 0) == (end > 0) else 1 / ratio
-
-
-def region(text: str) -> Region:
-    """Read a region such as `<= 0.01`, `== 0`, `0.8 to 1.25` or `outside 0.5 to 2`.
-
-    Raises:
-        ValueError: the text is none of these, a number is too large for a float, or a range is empty.
-    """
-    stripped = text.strip()
-    if any(math.isinf(float(number)) for number in re.findall(_NUMBER, stripped, re.IGNORECASE)):
-        raise ValueError(f"region {text!r} holds a number too large for a float; every verdict would be the same")
-    if match := _COMPARISON.fullmatch(stripped):
-        sign, number = match[1], float(match[2])
-        closed = "=" in sign
-        low = -math.inf if sign[0] == "<" else number
-        high = math.inf if sign[0] == ">" else number
-        return Region(stripped, ((low, high, closed),))
-    if match := _RANGE.fullmatch(stripped):
-        low, high = float(match[2]), float(match[3])
-        if low >= high:
-            raise ValueError(f"region {text!r} is empty: {low} is not below {high}")
-        parts = ((-math.inf, low, False), (high, math.inf, False)) if match[1] else ((low, high, True),)
-        return Region(stripped, parts)
-    raise ValueError(f"region {text!r} is not one of '<= X', '< X', '>= X', '> X', '== X', 'A to B', 'outside A to B'")
-
-
-def typeset(text: str) -> str:
-    """Return a rule, or what follows from one, with `≥` and `≤` for people; files and records keep `>=` and `<=`."""
-    return text.replace(">=", "≥").replace("<=", "≤")
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
-def _as_region(value: object) -> object:
-    return region(value) if isinstance(value, str) else value
-
-
-RegionField = Annotated[Region, BeforeValidator(_as_region)]
+RegionField = Annotated[Region, BeforeValidator(lambda value: region(value) if isinstance(value, str) else value)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -148,8 +70,8 @@ class Source(_Strict):
 class Symptom(_Strict):
     """What a log or curve shows, the claim whose trial explains it, and the probe that finds it, if there is one.
 
-    `suspect` names the cause in a few words, where the claim does not. `then` lists the trials to read next if that is
-    not it, the likeliest first: an id of this report, or `slug:ID` of another.
+    `suspect` names the cause where the claim does not. `then` lists the trials to read next if that is not it, the
+    likeliest first: an id of this report, or `slug:ID` of another.
     """
 
     shows: Text
@@ -191,7 +113,7 @@ class Report(_Strict):
 
 
 def report_slugs() -> list[str]:
-    """Return the slugs of all report files, in alphabetical order; the template is none."""
+    """Return the slugs of all report files, in alphabetical order; the template is not a report."""
     return sorted(path.stem for path in paths.reports().glob("[!_]*.toml"))
 
 
@@ -203,9 +125,8 @@ def load_report(slug: str) -> Report:
     """
     path = paths.reports() / f"{slug}.toml"
     if not path.is_file():
-        raise ReportError(
-            f"no report file {path.name} in {path.parent}; known are {', '.join(report_slugs()) or 'none'}"
-        )
+        known = ", ".join(report_slugs()) or "none"
+        raise ReportError(f"no report file {path.name} in {path.parent}; known are {known}")
     return parse_report(path)
 
 
@@ -255,19 +176,20 @@ class Verdict(BaseModel):
     rule: str
     reason: str
 
+    @property
+    def _ruling(self) -> str:
+        return f"{self.id} {SYMBOLS[self.verdict]} {self.verdict}"
+
     def __repr__(self) -> str:
         """Return claim and verdict without the measured number, so that the text is the same on every machine."""
-        ruling = f"{self.id} {SYMBOLS[self.verdict]} {self.verdict}"
-        return f"{ruling}: the report says that {self.says} ({typeset(self.rule)})"
+        return f"{self._ruling}: the report says that {self.says} ({typeset(self.rule)})"
 
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        ruling = f"{self.id} {SYMBOLS[self.verdict]} {self.verdict}"
-        return (
-            f'<p class="casebook-verdict {self.verdict}"><strong>{ruling}</strong> '
-            f"— the report says that {html.escape(self.says)} <small>({html.escape(typeset(self.rule))})</small></p>"
-        )
+        says, rule = html.escape(self.says), html.escape(typeset(self.rule))
+        ruling = f'<p class="casebook-verdict {self.verdict}"><strong>{self._ruling}</strong>'
+        return f"{ruling} — the report says that {says} <small>({rule})</small></p>"
 
 
 class Case:
@@ -281,15 +203,9 @@ class Case:
         self._measurements: list[dict] = []
 
     def printed(self, name: str) -> float:
-        """Return a number that the report prints.
-
-        Raises:
-            ReportError: the report file holds no such number.
-        """
-        if name not in self.report.printed:
-            raise ReportError(
-                f"{self.report.slug}.toml prints no {name!r}; known are {', '.join(self.report.printed) or 'none'}"
-            )
+        """Return a number that the report prints; raises ReportError where its file holds no such number."""
+        if name not in (known := self.report.printed):
+            raise ReportError(f"{self.report.slug}.toml prints no {name!r}; known are {', '.join(known) or 'none'}")
         return self.report.printed[name].value
 
     def judge(
@@ -300,16 +216,13 @@ class Case:
         seeds: Sequence[int] = (),
         control: Sequence[float] | None = None,
     ) -> Verdict:
-        """Apply the claim's rule to what was measured.
+        """Apply the claim's rule to what was measured; the verdict is also kept for the verdict table.
 
         Args:
             claim_id: the id in the report file.
             measured: one number (identity, arithmetic), or one number per paired seed (effect, remedy, diagnostic).
             seeds: the seeds behind `measured`, in its order.
             control: diagnostics only: the same measurement where the claimed cause is absent, one number per seed.
-
-        Returns:
-            The verdict, which is also kept for the verdict table.
 
         Raises:
             ReportError: unknown id, judged twice, too few or mismatched seeds, values not finite, or a shape that the
@@ -324,8 +237,7 @@ class Case:
         elif control is not None:
             raise ReportError(f"{claim_id} is of kind {claim.kind}; only a diagnostic takes control=")
         else:
-            verdict, reason = _judge_interval(claim, low, high)
-            control_mean = None
+            (verdict, reason), control_mean = _judge_interval(claim, low, high), None
         return self._keep(claim, verdict, reason, (mean, low, high), len(values), seeds, control_mean)
 
     def record(
@@ -343,16 +255,13 @@ class Case:
         Args:
             claim_id: the claim that they belong to.
             measure: what was measured, in a few words.
-            values: one number per seed.
-            unit: of the values.
-            seeds: one for each value.
+            values, unit, seeds: one number per seed.
             setting: what tells this measurement from others of its kind, such as `{"router": "soft", "epochs": 10}`.
 
         Raises:
             ReportError: unknown id, values and seeds differ in number, or a value is not finite.
         """
-        if claim_id not in self._claims:
-            raise ReportError(f"unknown claim {claim_id!r}; {self.report.slug}.toml holds {', '.join(self._claims)}")
+        self._known(claim_id)
         numbers = [float(value) for value in values]
         if len(numbers) != len(seeds):
             raise ReportError(f"{claim_id}: {len(numbers)} values of {measure!r} for {len(seeds)} seeds; give as many")
@@ -376,11 +285,9 @@ class Case:
         return self._keep(claim, "untested", f"It would take {needs}.", (None, None, None), 0, (), None)
 
     def withdraw(self, claim_id: str) -> None:
-        """Take a verdict back, so that a live notebook may judge the claim again."""
+        """Take a verdict back, so that a live notebook may judge the claim again; raises where there is none."""
         if self._verdicts.pop(claim_id, None) is None:
-            raise ReportError(
-                f"{claim_id} has no verdict to withdraw; judged so far: {', '.join(self._verdicts) or 'none'}"
-            )
+            raise ReportError(f"{claim_id} has no verdict to withdraw; judged so far: {', '.join(self._verdicts)}")
 
     def verdicts(self) -> list[Verdict]:
         """Return one verdict a claim, in the report's order.
@@ -392,17 +299,17 @@ class Case:
             raise ReportError(f"never judged: {', '.join(missing)}; judge each claim of {self.report.slug}.toml once")
         return [self._verdicts[name] for name in self._claims]
 
-    def bets(self) -> "Table":
+    def bets(self) -> Table:
         """Return the claims as a table, before any result."""
         rows = [(claim.id, claim.kind, claim.says, claim.measure) for claim in self.report.claims]
         return Table("Place your bets", ("claim", "kind", "the report says that", "what is measured"), rows)
 
-    def table(self) -> "Table":
+    def table(self) -> Table:
         """Return the verdict table: no measured numbers, the same text on every machine."""
         rows = [(v.id, f"{SYMBOLS[v.verdict]} {v.verdict}", v.kind, v.says, typeset(v.rule)) for v in self.verdicts()]
         return Table("Verdicts", ("claim", "verdict", "kind", "the report says that", "rule"), rows)
 
-    def evidence(self) -> "Table":
+    def evidence(self) -> Table:
         """Return the measured numbers behind the verdicts; this output also carries the records that runs collect."""
         verdicts = self.verdicts()
         rows = [(v.id, v.verdict, v.measure, _shown(v), v.unit, str(v.n), typeset(v.reason)) for v in verdicts]
@@ -412,12 +319,15 @@ class Case:
             records[MEASUREMENTS_MIME] = list(self._measurements)
         return Table("Evidence", columns, rows, records)
 
-    def _open_claim(self, claim_id: str) -> Claim:
+    def _known(self, claim_id: str) -> Claim:
         if claim_id not in self._claims:
             raise ReportError(f"unknown claim {claim_id!r}; {self.report.slug}.toml holds {', '.join(self._claims)}")
+        return self._claims[claim_id]
+
+    def _open_claim(self, claim_id: str) -> Claim:
         if claim_id in self._verdicts:
             raise ReportError(f"{claim_id} is judged already; rerun from the top, or case.withdraw({claim_id!r}) first")
-        return self._claims[claim_id]
+        return self._known(claim_id)
 
     def _keep(self, claim, verdict, reason, measured, n, seeds, control) -> Verdict:
         value, low, high = measured
@@ -431,20 +341,19 @@ class Case:
 
 
 def open_case(slug: str) -> Case:
-    """Open the case of a chapter; raises `ReportError` where its report file is missing or wrong."""
+    """Open the case of a chapter; raises as `load_report` does."""
     return Case(load_report(slug))
 
 
 def _checked_values(claim: Claim, measured: float | Sequence[float], seeds: Sequence[int], name: str) -> list[float]:
     single = isinstance(measured, int | float) or getattr(measured, "ndim", None) == 0
-    wanted = "one number" if claim.kind in _SINGLE else "one number per paired seed"
-    misshapen = f"{claim.id} is of kind {claim.kind} and takes {wanted}; {name} is {measured!r}"
-    if single != (claim.kind in _SINGLE):
-        raise ReportError(misshapen)
     try:
+        if single != (claim.kind in _SINGLE):
+            raise TypeError
         values = [float(measured)] if single else [float(value) for value in measured]
     except (TypeError, ValueError) as error:
-        raise ReportError(misshapen) from error
+        wanted = "one number" if claim.kind in _SINGLE else "one number per paired seed"
+        raise ReportError(f"{claim.id} is of kind {claim.kind} and takes {wanted}; {name} is {measured!r}") from error
     if bad := [value for value in values if not math.isfinite(value)]:
         raise ReportError(f"{claim.id}: {name} holds {bad[0]}; a verdict needs finite numbers, so find its cause first")
     different = len({int(seed) for seed in seeds})  # int, because each element of a tensor is an object of its own
@@ -490,38 +399,5 @@ def _judge_diagnostic(
 
 
 def _shown(verdict: Verdict) -> str:
-    if verdict.value is None:
-        return "—"
     limits = "" if verdict.low == verdict.high else f" [{verdict.low:.3g}, {verdict.high:.3g}]"
-    return f"{verdict.value:.3g}{limits}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that shows itself as text and as accessible HTML; `records`, by MIME type, ride along for the runner."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    records: dict[str, list[dict]] | None = None
-
-    def __repr__(self) -> str:
-        """Return the table as aligned text."""
-        lines = [self.columns, *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
-
-    def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
-        body = "".join(
-            f'<tr><th scope="row">{html.escape(first)}</th>{"".join(f"<td>{html.escape(c)}</td>" for c in rest)}</tr>'
-            for first, *rest in self.rows
-        )
-        return (
-            f'<div class="casebook-table" tabindex="0" role="region" aria-label="{html.escape(self.caption)}"><table>'
-            f"<caption>{html.escape(self.caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        )
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, object]:
-        bundle = {"text/plain": repr(self), "text/html": self._repr_html_()}
-        return bundle | (self.records or {})
+    return "—" if verdict.value is None else f"{verdict.value:.3g}{limits}"

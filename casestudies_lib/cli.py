@@ -1,7 +1,6 @@
 """The command line `casebook`; each command imports what it needs, so that the light ones answer at once."""
 
 import json
-import math
 import signal
 import sys
 from pathlib import Path
@@ -22,7 +21,9 @@ app = typer.Typer(
 )
 ChapterName = Annotated[str, typer.Argument(metavar="CHAPTER", help="slug of the chapter, see casebook list")]
 ChapterNames = Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER]...", help="slugs; all when none is given")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="run, whatever the cache holds")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="run, whatever results there are")]
+TimeLimit = Annotated[float, typer.Option(metavar="SECONDS", help="limit for each run")]
+Workers = Annotated[int | None, typer.Option(min=1, metavar="N", help="rows at once; by default one a core")]
 _STOPPED = {128 + number: number.name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a program")]
 
@@ -105,7 +106,7 @@ def _chosen(names: list[str] | None) -> list:
 def list_(as_json: AsJson = False) -> None:
     """List the chapters with their claims and the state of their last run."""
     from casestudies_lib.runner.chapters import all_chapters
-    from casestudies_lib.runner.overview import overview
+    from casestudies_lib.runner.results import overview
 
     rows = [overview(chapter) for chapter in all_chapters()]
     if as_json:
@@ -121,43 +122,44 @@ def run(
     parameter: Annotated[
         list[str] | None, typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="set a parameter; repeatable")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="result folder", metavar="DIR")] = None,
-    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for the whole run")] = 900.0,
+    out: Annotated[Path | None, typer.Option(help="also copy the result to this folder", metavar="DIR")] = None,
+    time_limit: TimeLimit = 900.0,
     cell_limit: Annotated[float | None, typer.Option(metavar="SECONDS", help="limit for one cell")] = None,
     store: Annotated[bool, typer.Option(help="write the executed notebook back to notebooks/")] = False,
     fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a chapter with papermill, unless nothing it reads has changed; keep notebook, verdicts and provenance."""
+    """Run a chapter with papermill, unless nothing that it depends on has changed since its last run."""
     from casestudies_lib.runner.chapters import find_chapter
-    from casestudies_lib.runner.execute import obtain
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
-    from casestudies_lib.runner.results import read_result
+    from casestudies_lib.runner.results import check_copyable, copy_result
+    from casestudies_lib.runner.run import obtain
     from casestudies_lib.runner.store import check_storable, store_notebook
 
-    job = prepare(find_chapter(chapter), parameter or [], out=out, time_limit=time_limit, cell_limit=cell_limit)
+    job = prepare(find_chapter(chapter), parameter or [], time_limit=time_limit, cell_limit=cell_limit)
     if store:
         check_storable(job)
+    if out:
+        check_copyable(out)
     with shown([job.chapter.slug]) as notify:
-        folder = obtain([job], notify, fresh=fresh, say=_say_when_cached, warn=_say)[job.chapter.slug]
-    result = read_result(folder)
+        result = obtain([job], notify, fresh=fresh, say=_say_when_fresh)[job.chapter.slug]
+    if out:
+        result = copy_result(result, out)
     if store:
-        changed = store_notebook(job, result)
+        store_notebook(job, result)
         _say(f"stored {job.chapter.path}")
-        if changed:
-            _say(f"warning: run it again before you commit, this changed while it ran: {', '.join(changed)}")
     if as_json:
-        _print_json({"chapter": job.chapter.slug, "folder": str(folder), "seconds": result.provenance["seconds"],
-                     "parameters": result.provenance["parameters"], "verdicts": result.verdicts})  # fmt: skip
+        about = {name: result.provenance[name] for name in ("chapter", "seconds", "parameters")}
+        _print_json({**about, "folder": str(result.folder), "verdicts": result.verdicts})
         return
     _verdict_table(result.verdicts)
-    _say(f"result in {folder} ({result.provenance['seconds']} s)")
+    _say(f"result in {result.folder} ({result.provenance['seconds']} s)")
 
 
-def _say_when_cached(slug: str, reasons: list[str]) -> None:
+def _say_when_fresh(slug: str, reasons: list[str]) -> None:
     if not reasons:
-        _say(f"{slug}: nothing it read has changed, so it did not run again; --fresh runs it")
+        _say(f"{slug}: nothing that it depends on has changed, so it did not run again; --fresh runs it")
 
 
 def _verdict_table(records: list[dict]) -> None:
@@ -175,8 +177,8 @@ def _verdict_table(records: list[dict]) -> None:
 
 @app.command()
 def verdicts(chapters: ChapterNames = None, as_json: AsJson = False) -> None:
-    """Show the verdicts of runs that are still true, else those stored in the notebooks."""
-    from casestudies_lib.runner.verdicts import current_verdicts
+    """Show the verdicts of runs that are fresh, else those stored in the notebooks."""
+    from casestudies_lib.runner.results import current_verdicts
 
     records, missing = [], 0
     for chapter in _chosen(chapters):
@@ -196,28 +198,35 @@ def verdicts(chapters: ChapterNames = None, as_json: AsJson = False) -> None:
 @app.command()
 def check(
     chapters: ChapterNames = None,
-    cell_limit: Annotated[int, typer.Option(metavar="SECONDS", help="limit for one cell")] = 300,
-    fresh: Fresh = False,
+    cell_limit: Annotated[int, typer.Option(metavar="SECONDS", help="limit for one cell")] = 600,
 ) -> None:
-    """Compare the marked outputs of the committed notebooks with runs that are true now, after the contract test."""
-    from casestudies_lib.runner.compare import compare
-    from casestudies_lib.runner.execute import interruptible, obtain
-    from casestudies_lib.runner.jobs import prepare
-    from casestudies_lib.runner.progress import shown
+    """Execute committed notebooks with nbval and compare their marked outputs, after the test of their contract."""
+    from casestudies_lib.runner.processes import command_environment, interruptible, supervised
 
+    contract = Path("tests") / "test_notebook_contract.py"
+    if not (paths.root() / contract).is_file():
+        raise Failure(f"{paths.root() / contract} is missing; nbval alone passes notebooks without outputs")
     chosen = _chosen(chapters)
-    jobs = [prepare(chapter, cell_limit=cell_limit) for chapter in chosen]
-    with shown([chapter.slug for chapter in chosen]) as notify:
-        runs = obtain(jobs, notify, fresh=fresh, say=_say_when_cached, warn=_say)
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    only = ["-k", " or ".join(chapter.slug for chapter in chosen)] if chapters else []
+    files = [str(chapter.path.resolve()) for chapter in chosen]
+    parts = {
+        "contract": [*pytest, str(contract), *only],
+        "stored outputs": [*pytest, "--nbval-lax", "--nbval-cell-timeout", str(cell_limit), *files],
+    }
+    failed = []
     with interruptible():
-        failed = compare(chosen, runs, everything=not chapters, announce=_say)
+        for name, command in parts.items():
+            _say(f"{name}: {', '.join(chapter.slug for chapter in chosen)}")
+            with supervised(command, command_environment(), cwd=paths.root(), stdout=None) as process:
+                failed += [name] if process.wait() else []  # collecting no test has an exit status of its own
     if failed:
         raise Failure(f"check failed: {', '.join(failed)}; the lines above name the cells")
 
 
 @app.command()
 def build(
-    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each chapter")] = 900.0,
+    time_limit: TimeLimit = 900.0,
     fresh: Fresh = False,
     base_url: Annotated[
         str | None, typer.Option("--base-url", metavar="URL", help="where the site will be; adds a sitemap")
@@ -225,64 +234,25 @@ def build(
     pdf: Annotated[bool, typer.Option("--pdf", help="print book and chapters too, and link to them")] = False,
 ) -> None:
     """Run the chapters that a change reaches and publish the site in _build/html."""
-    from casestudies_lib.runner.cache_compare import cached, refuse_differences
-    from casestudies_lib.runner.execute import obtain
     from casestudies_lib.runner.jobs import prepare
     from casestudies_lib.runner.progress import shown
+    from casestudies_lib.runner.run import obtain
     from casestudies_lib.site.publish import check_address, publish, set_aside_on_failure
 
     address = check_address(base_url) if base_url else None
     jobs = [prepare(chapter, time_limit=time_limit) for chapter in _chosen(None)]
     site = paths.build() / "html"
     with set_aside_on_failure(site, _say):
-        before = cached(jobs) if fresh else {}
         with shown([job.chapter.slug for job in jobs]) as notify:
-            results = obtain(jobs, notify, fresh=fresh, say=lambda slug, why: _say(_reason(slug, why)), warn=_say)
-        refuse_differences(jobs, before, results)
-        publish(results, site, address, pdf=pdf, fresh=fresh)
+            results = obtain(jobs, notify, fresh=fresh, say=_say_reasons)
+        publish({slug: result.folder for slug, result in results.items()}, site, address, pdf=pdf, fresh=fresh)
     _say(f"site in {site / 'index.html'}; look at it with: casebook serve")
 
 
-def _reason(slug: str, reasons: list[str]) -> str:
-    more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-    return f"{slug}: runs, {', '.join(reasons[:3])}{more}" if reasons else f"{slug}: nothing changed, from the cache"
+def _say_reasons(slug: str, reasons: list[str]) -> None:
+    from casestudies_lib.runner.inputs import few
 
-
-cache_app = typer.Typer(help="Look into the cache of results, or tidy it.", no_args_is_help=True)
-app.add_typer(cache_app, name="cache")
-
-
-@cache_app.command("ls")
-def cache_ls(as_json: AsJson = False) -> None:
-    """List the runs that the cache holds, and whether each would be served now."""
-    from casestudies_lib.runner.cache_overview import listing
-
-    rows = listing()
-    if as_json:
-        _print_json(rows)
-        return
-    columns = ["chapter", "parameters", "started", "seconds", "state", "why"]
-    _table("Cache", columns, [["; ".join(r[c]) if c == "why" else r[c] for c in columns] for r in rows])
-
-
-@cache_app.command("gc")
-def cache_gc(
-    keep: Annotated[int, typer.Option(min=0, metavar="N", help="newest runs to keep of each chapter")] = 20,
-    keep_gb: Annotated[
-        float, typer.Option(min=0, metavar="GB", help="size to keep; longest unused go first, never what a build needs")
-    ] = math.inf,
-    as_json: AsJson = False,
-) -> None:
-    """Remove damaged and old runs from the cache."""
-    from dataclasses import asdict
-
-    from casestudies_lib.runner.cache_bound import tidy
-
-    swept = tidy(keep, keep_gb * 1e9)
-    if as_json:
-        _print_json(asdict(swept))
-        return
-    _say(f"removed {swept.removed} runs, kept {swept.kept}, freed {swept.freed_bytes / 1e6:.1f} MB")
+    _say(f"{slug}: {'runs, ' + few(reasons) if reasons else 'nothing changed, its last run stays'}")
 
 
 @app.command()
@@ -294,34 +264,28 @@ def sweep(
     seeds: Annotated[str | None, typer.Option(metavar="A:B", help="seeds from A up to but not including B")] = None,
     n_seeds: Annotated[int | None, typer.Option(metavar="N", help="seeds in a row; by default the chapter's")] = None,
     scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; else this machine")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="rows at once; by default one a core")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="run all rows, whatever is stored")] = False,
-    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each row")] = 900.0,
-    tls_ca: Annotated[str | None, typer.Option(metavar="FILE", help="for tls:// addresses")] = None,
-    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="for tls:// addresses")] = None,
-    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="for tls:// addresses")] = None,
+    workers: Workers = None,
+    fresh: Fresh = False,
+    time_limit: TimeLimit = 900.0,
     as_json: AsJson = False,
 ) -> None:
     """Run a chapter once for each point of a grid and block of seeds; goes on where an earlier sweep ended."""
     from casestudies_lib.runner.chapters import find_chapter
-    from casestudies_lib.runner.execute import interruptible
-    from casestudies_lib.runner.sweep import sweep_chapter
-    from casestudies_lib.runner.sweep_cluster import Tls
-    from casestudies_lib.runner.sweep_plan import plan
+    from casestudies_lib.runner.plan import plan
+    from casestudies_lib.runner.processes import interruptible
+    from casestudies_lib.runner.sweep import sweep as run_sweep
 
     asked = plan(find_chapter(chapter), grid or [], seeds, n_seeds=n_seeds, time_limit=time_limit)
     with interruptible():
-        path, provenance, tally = sweep_chapter(
-            asked, scheduler=scheduler, workers=workers, tls=Tls(tls_ca, tls_cert, tls_key), fresh=fresh, say=_say
-        )
+        path, provenance, tally = run_sweep(asked, scheduler=scheduler, workers=workers, fresh=fresh, say=_say)
     if as_json:
-        _print_json({"file": str(path), "ran": tally.ran, "found": tally.found, "failures": tally.failures,
+        _print_json({"file": str(path), "ran": tally["ran"], "found": tally["found"], "failed": tally["failed"],
                      "provenance": provenance})  # fmt: skip
     else:
-        _say(f"{tally.ran} rows ran, {tally.found} were stored, {len(tally.failures)} failed; result in {path}")
+        _say(f"{tally['ran']} rows ran, {tally['found']} were there, {tally['failed']} failed; result in {path}")
         _say(f"make it evidence with: casebook evidence update {chapter} --sweep {asked.name}")
-    if tally.failures:
-        raise Failure(f"{len(tally.failures)} of {tally.total} rows failed; they are in the result with their errors")
+    if tally["failed"]:
+        raise Failure(f"{tally['failed']} of {len(asked.rows)} rows failed; the result holds their errors")
 
 
 evidence_app = typer.Typer(help="Committed results of sweeps: update them, or check a part.", no_args_is_help=True)
@@ -350,15 +314,14 @@ def evidence_check(
     chapters: ChapterNames = None,
     share: Annotated[float, typer.Option(min=0.0, max=1.0, help="share of the rows to run again")] = 0.1,
     draw: Annotated[int, typer.Option(metavar="SEED", help="which rows are drawn")] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="rows at once; by default one a core")] = None,
-    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="limit for each row")] = 900.0,
+    workers: Workers = None,
+    time_limit: TimeLimit = 900.0,
     as_json: AsJson = False,
 ) -> None:
-    """Run a random part of the evidence again and compare the verdicts."""
+    """Ask whether evidence is older than its chapter; run a random part of it again and compare the verdicts."""
     from casestudies_lib.runner.chapters import find_chapter
-    from casestudies_lib.runner.evidence import slugs
-    from casestudies_lib.runner.evidence_check import check_again
-    from casestudies_lib.runner.execute import interruptible
+    from casestudies_lib.runner.evidence import check_again, slugs
+    from casestudies_lib.runner.processes import interruptible
 
     names = chapters or slugs()
     if not names:
@@ -379,34 +342,10 @@ def evidence_check(
         raise typer.Exit(Failure.exit_code)
 
 
-@evidence_app.command("cost")
-def evidence_cost(
-    chapter: ChapterName,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="rows of the sweep to reckon")] = 10_000,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="workers, one core each")] = 100,
-    lost: Annotated[float, typer.Option(min=0, max=1, help="chance that a worker is lost within an hour")] = 0.05,
-    as_json: AsJson = False,
-) -> None:
-    """Reckon a large sweep from what the rows of the chapter's evidence did cost."""
-    from dataclasses import asdict
-
-    from casestudies_lib.runner.evidence import folder, read_evidence
-    from casestudies_lib.runner.sweep_cost import cost, measure, seconds_per_task
-
-    found = read_evidence(chapter)
-    size = (folder() / f"{chapter}.parquet").stat().st_size
-    measured = measure(found, size, seconds_per_task())
-    figures = {"rows": rows, "workers": workers, **asdict(measured), **asdict(cost(measured, rows, workers, lost))}
-    if as_json:
-        _print_json(figures)
-    else:
-        _table("On paper", ["what", "number"], [[n.replace("_", " "), f"{v:.4g}"] for n, v in figures.items()])
-
-
 @app.command()
 def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000) -> None:
     """Serve the built site on this machine."""
-    from casestudies_lib.runner.execute import interruptible
+    from casestudies_lib.runner.processes import interruptible
     from casestudies_lib.site.serve import serve as serve_site
 
     def announce(address: str) -> None:
@@ -423,7 +362,7 @@ def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a fr
 @app.command()
 def pdf(out: Annotated[Path | None, typer.Option(help="folder for the files", metavar="DIR")] = None) -> None:
     """Print the built site: the whole book as one PDF, and each chapter as one of its own."""
-    from casestudies_lib.runner.execute import interruptible
+    from casestudies_lib.runner.processes import interruptible
     from casestudies_lib.site.pdf import print_site
 
     with interruptible():
@@ -431,13 +370,14 @@ def pdf(out: Annotated[Path | None, typer.Option(help="folder for the files", me
             _say(f"printed {path}")
 
 
+@app.command()
 def teach(
     chapter: ChapterName,
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the student copy")] = Path("class"),
 ) -> None:
     """Write a student copy of a chapter, without outputs and solutions."""
     from casestudies_lib.runner.chapters import find_chapter
-    from casestudies_lib.runner.teach import write_student_copy
+    from casestudies_lib.runner.store import write_student_copy
 
     _say(f"student copy in {write_student_copy(find_chapter(chapter), out)}")
 
@@ -449,12 +389,16 @@ def slides(
 ) -> None:
     """Write the slides of a chapter, made from its last run, as one file that needs nothing beside it."""
     from casestudies_lib.runner.chapters import find_chapter
-    from casestudies_lib.runner.results import replace_file, run_folder
+    from casestudies_lib.runner.files import replace_file
+    from casestudies_lib.runner.results import current_inputs, find
     from casestudies_lib.site.case import read_case
     from casestudies_lib.site.slides import slide_file
 
     found = find_chapter(chapter)
-    content = slide_file(read_case(found.path.stem, run_folder(found, {})))
+    result = find(found.slug, current_inputs(found))
+    if result is None:
+        raise Failure(f"{chapter} has no run that is fresh; run it first: casebook run {chapter}")
+    content = slide_file(read_case(found.path.stem, result.folder))
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{found.path.stem}.slides.html"
     replace_file(target, content.encode())
@@ -483,7 +427,7 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def new(slug: Annotated[str, typer.Argument(metavar="SLUG", help="lower case letters, digits and _")]) -> None:
     """Start a chapter from the template, with a report file to fill in."""
-    from casestudies_lib.runner.starter import start_chapter
+    from casestudies_lib.runner.store import start_chapter
 
     notebook, report = start_chapter(slug)
     _say(f"made {notebook}\nmade {report}")

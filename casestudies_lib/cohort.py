@@ -69,23 +69,11 @@ def stack(models: Sequence[nn.Module]) -> Cohort:
     models = list(models)
     _check_alike(models)
     parameters, buffers = stack_module_state(models)
-    _point_to(models, parameters, buffers)
-    return Cohort(models, parameters, buffers)
-
-
-def release(cohort: Cohort) -> None:
-    """Give each model tensors of its own again, with the values of now."""
-    with torch.no_grad():
-        for model in cohort.models:
-            for value in (*model.parameters(), *model.buffers()):
-                value.data = value.data.clone()
-
-
-def _point_to(models: list[nn.Module], parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
     for place, model in enumerate(models):
         for own, stacked in ((model.named_parameters(), parameters), (model.named_buffers(), buffers)):
             for name, value in own:
                 value.data = stacked[name].data[place]
+    return Cohort(models, parameters, buffers)
 
 
 def _check_alike(models: list[nn.Module]) -> None:
@@ -164,18 +152,14 @@ def losses(cohort: Cohort, loss: Loss, batches: Sequence[Batch]) -> Float[Tensor
     return found
 
 
+_BY_VALUE = "(`.item()`, `if loss > 1:`, a boolean mask as index): use torch.where, or multiply by the mask"
 _REFUSALS = {
     "random operation": "it draws random numbers in its forward pass (dropout?): draw them outside and hand them over "
     "in the batch, or set the rate to 0",
-    "data-dependent control flow": "it asks for the value of a tensor (`if loss > 1:`): use torch.where",
-    ".item()": "it asks for the value of a tensor (`.item()`, `float(...)`, a boolean mask as index): use torch.where, "
-    "or multiply by the mask and divide by its sum",
-    "data-dependent operation": "the shape of a result depends on values (a boolean mask as index?): use torch.where, "
-    "or multiply by the mask and divide by its sum",
-    "dynamic": "the shape of a result depends on values (a boolean mask as index?): use torch.where, or multiply by "
-    "the mask and divide by its sum",
-    "vmap": "an operation in it cannot be taken for many seeds at once",
-    "functorch": "an operation in it cannot be taken for many seeds at once",
+    "data-dependent control flow": f"it asks for the value of a tensor {_BY_VALUE}",
+    ".item()": f"it asks for the value of a tensor {_BY_VALUE}",
+    "data-dependent operation": f"the shape of a result depends on values {_BY_VALUE}",
+    "dynamic": f"the shape of a result depends on values {_BY_VALUE}",
 }
 
 
@@ -184,7 +168,8 @@ def _refusal(error: Exception) -> Exception:
     text = str(error)
     if "vmap" not in text and "functorch" not in text:
         return error
-    reason = next(words for sign, words in _REFUSALS.items() if sign in text)
+    known = (words for sign, words in _REFUSALS.items() if sign in text)
+    reason = next(known, "an operation in it cannot be taken for many seeds at once")
     return CohortError(
         f"model or loss cannot run under many seeds at once: {reason}; or train them one by one "
         f"(train_one_by_one takes the same arguments). torch says: {text.splitlines()[0]}"
@@ -292,8 +277,10 @@ def train(
             record.append(found.detach())
             if watch is not None:
                 watch(step, record[-1], cohort.models)
-    finally:
-        release(cohort)
+    finally:  # each model gets tensors of its own again, with the values of now
+        for model in cohort.models:
+            for value in (*model.parameters(), *model.buffers()):
+                value.data = value.data.clone()
     return _recorded(record)
 
 

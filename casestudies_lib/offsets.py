@@ -58,24 +58,6 @@ class Tokens:
         return np.maximum.accumulate(touched)
 
 
-@dataclass(frozen=True, eq=False)
-class Spans:
-    """The finest pieces of a text that both tokenizations cut out; token ranges are half-open, in the readers' lists.
-
-    Attributes:
-        starts, ends: character range of each piece; together they cover the text.
-        first_from, first_to: the first tokenization's tokens of each piece.
-        second_from, second_to: the second one's.
-    """
-
-    starts: Int64[np.ndarray, "spans"]
-    ends: Int64[np.ndarray, "spans"]
-    first_from: Int64[np.ndarray, "spans"]
-    first_to: Int64[np.ndarray, "spans"]
-    second_from: Int64[np.ndarray, "spans"]
-    second_to: Int64[np.ndarray, "spans"]
-
-
 def checked(offsets: Any, characters: int | None = None, name: str = "offsets", text: str | None = None) -> Tokens:
     """Return the tokens behind character offsets, or say why these cannot be the offsets of one text's tokens.
 
@@ -111,43 +93,6 @@ def checked(offsets: Any, characters: int | None = None, name: str = "offsets", 
     return Tokens(starts, ends, positions, len(pairs))
 
 
-def spans(first: Any, second: Any) -> Spans:
-    """Return the finest pieces of the text in which whole tokens of one side face whole tokens of the other.
-
-    Args:
-        first, second: `Tokens`, or offsets that `checked` takes without a text.
-
-    Raises:
-        OffsetsError: the two do not cover the same number of characters, or `checked` refuses one.
-    """
-    first, second = _both(first, second)
-    in_first, in_second = _shared_opens(first, second)
-    starts = first.starts[in_first]
-    ends = np.append(starts, first.characters)[1:]
-    return Spans(starts, ends, *_ranges(first, in_first), *_ranges(second, in_second))
-
-
-def shared_starts(first: Any, second: Any) -> tuple[Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]]:
-    """Return the pairs of tokens that start at the same character: before them, both models have read the same.
-
-    These are the tokens that are predicted, not the positions that predict them. The logits at index i predict the
-    token at i + 1, so the logits to compare stand at the returned indices minus one. The first pair, at character 0,
-    has such logits only behind a special token, such as one that begins every text.
-
-    Args:
-        first, second: `Tokens`, or offsets that `checked` takes without a text.
-
-    Returns:
-        Indices in the first reader's list and in the second's, ascending.
-
-    Raises:
-        OffsetsError: the two do not cover the same number of characters, or `checked` refuses one.
-    """
-    first, second = _both(first, second)
-    in_first, in_second = _shared_opens(first, second)
-    return first.positions[in_first], second.positions[in_second]
-
-
 def shared_ends(first: Any, second: Any) -> tuple[Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]]:
     """Return the pairs of tokens that end at the same character: after them, both models have read the same.
 
@@ -163,22 +108,18 @@ def shared_ends(first: Any, second: Any) -> tuple[Int64[np.ndarray, "pairs"], In
     Raises:
         OffsetsError: the two do not cover the same number of characters, or `checked` refuses one.
     """
-    found = spans(first, second)
-    return found.first_to - 1, found.second_to - 1
-
-
-def pairs_by_index(first: Any, second: Any) -> tuple[Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]]:
-    """Return the pairs (i, i) up to the shorter list, special tokens included: what cutting both to one length does.
-
-    Args:
-        first, second: `Tokens`, or offsets that `checked` takes without a text.
-
-    Raises:
-        OffsetsError: the two do not cover the same number of characters, or `checked` refuses one.
-    """
-    first, second = _both(first, second)
-    indices = np.arange(min(first.listed, second.listed))
-    return indices, indices.copy()
+    first = first if isinstance(first, Tokens) else checked(first, name="first")
+    second = second if isinstance(second, Tokens) else checked(second, name="second")
+    if first.characters != second.characters:
+        raise OffsetsError(
+            f"first covers {first.characters} characters with {first.positions.size} tokens, second "
+            f"{second.characters} with {second.positions.size}; give two tokenizations of the same text, both in full"
+        )
+    closing = [np.flatnonzero(side.closes) for side in (first, second)]
+    _, in_first, in_second = np.intersect1d(
+        first.ends[closing[0]], second.ends[closing[1]], assume_unique=True, return_indices=True
+    )
+    return first.positions[closing[0][in_first]], second.positions[closing[1][in_second]]
 
 
 def _pairs(offsets: Any, name: str) -> Int64[np.ndarray, "listed 2"]:
@@ -238,17 +179,12 @@ def _check_overlaps(
     name: str,
 ) -> None:
     """Refuse tokens that run backwards, or overlap by more than the one character that they may share."""
-    index = _first(starts[1:] < ends[:-1] - 1)
-    if index is None:
+    if (at := _first(starts[1:] < ends[:-1] - 1)) is None:
         return
-    earlier, later = (f"({starts[at]}, {ends[at]})" for at in (index, index + 1))
-    what = f"overlaps it by {ends[index] - starts[index + 1]} characters"
-    what = "ends inside it" if ends[index + 1] < ends[index] else what
-    what = "runs backwards" if starts[index + 1] < starts[index] else what
     raise OffsetsError(
-        f"token {positions[index + 1]} of {name} is {later}, and token {positions[index]} before it is {earlier}: it "
-        f"{what}, while two neighbours may share one character at most; give each token once, in the order of the "
-        "text, without a stride or a second text"
+        f"token {positions[at + 1]} of {name} is ({starts[at + 1]}, {ends[at + 1]}), and token {positions[at]} before "
+        f"it is ({starts[at]}, {ends[at]}): it overlaps it by {ends[at] - starts[at + 1]} characters, while two "
+        "neighbours may share one at most; give each token once, in the text's order, without a stride or a second text"
     )
 
 
@@ -307,51 +243,19 @@ def _check_white(
     name: str,
 ) -> None:
     """Refuse gaps that hold anything but white space."""
-    lengths = ends - starts
-    places = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")[places]
-    dark = [code for code in np.unique(codes).tolist() if not chr(code).isspace()]
-    if not dark:
-        return
-    place = int(places[np.isin(codes, dark)][0])
-    gap = np.searchsorted(starts, place, side="right") - 1
-    after = np.searchsorted(pairs[positions, 0], place, side="right")
-    neighbours = " and ".join(
-        f"{_token(pairs, positions[at], name)}" for at in (after - 1, after) if 0 <= at < positions.size
-    )
-    raise OffsetsError(
-        f"no token of {name} covers character {place} ({text[place]!r}), in the gap from {starts[gap]} to {ends[gap]}, "
-        f"and only white space may be left out: {neighbours}; tokenise the very text that you pass, in full, as the "
-        "tokenizer normalises it (where it composes characters, in the form NFC)"
-    )
-
-
-def _both(first: Any, second: Any) -> tuple[Tokens, Tokens]:
-    """Return both as tokens of one text."""
-    if not isinstance(first, Tokens):
-        first = checked(first, name="first")
-    if not isinstance(second, Tokens):
-        second = checked(second, name="second")
-    if first.characters != second.characters:
-        raise OffsetsError(
-            f"first covers {first.characters} characters with {first.positions.size} tokens, second "
-            f"{second.characters} with {second.positions.size}; give two tokenizations of the same text, both in full"
+    for start, end in zip(starts.tolist(), ends.tolist()):
+        if (gap := text[start:end]).isspace():
+            continue
+        place = start + next(at for at, character in enumerate(gap) if not character.isspace())
+        after = np.searchsorted(pairs[positions, 0], place, side="right")
+        neighbours = " and ".join(
+            _token(pairs, positions[at], name) for at in (after - 1, after) if 0 <= at < positions.size
         )
-    return first, second
-
-
-def _shared_opens(first: Tokens, second: Tokens) -> tuple[Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]]:
-    """Return which tokens open at the same character, as indices into each side's tokens."""
-    in_first, in_second = np.flatnonzero(first.opens), np.flatnonzero(second.opens)
-    places = first.starts[in_first], second.starts[in_second]
-    _, shared_first, shared_second = np.intersect1d(*places, assume_unique=True, return_indices=True)
-    return in_first[shared_first], in_second[shared_second]
-
-
-def _ranges(side: Tokens, opening: Int64[np.ndarray, "spans"]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the half-open range of listed tokens from each opening to the next; specials at its end stay outside."""
-    closing = np.append(opening, side.positions.size)[1:] - 1
-    return side.positions[opening], side.positions[closing] + 1
+        raise OffsetsError(
+            f"no token of {name} covers character {place} ({text[place]!r}), in the gap from {start} to {end}, and "
+            f"only white space may be left out: {neighbours}; tokenise the very text that you pass, in full, as the "
+            "tokenizer normalises it (where it composes characters, in the form NFC)"
+        )
 
 
 def _first(wrong: Bool[np.ndarray, "tokens"]) -> int | None:

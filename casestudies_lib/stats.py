@@ -79,10 +79,7 @@ def area_under_curve(scores: Sequence[float], labels: Sequence[float]) -> float:
 
 
 def bootstrap_groups(
-    groups: Sequence[int],
-    statistic: Callable[[np.ndarray], float],
-    resamples: int,
-    generator: np.random.Generator,
+    groups: Sequence[int], statistic: Callable[[np.ndarray], float], resamples: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Return a statistic recomputed on resampled groups, because the rows of one group are not independent.
 

@@ -1,4 +1,4 @@
-"""The comparison of stored outputs turns red when a stored output is wrong; the contract catches what it lets pass."""
+"""The comparison of stored outputs turns red when a stored output is wrong, and lets pass what has none."""
 
 import json
 import subprocess
@@ -9,11 +9,8 @@ from pathlib import Path
 import pytest
 
 from casestudies_lib import paths
-from casestudies_lib.runner.chapters import read_notebook
-from casestudies_lib.runner.completeness import Incomplete, verdicts_of
 
 TEMPLATE = paths.notebooks() / "_template.ipynb"
-CLAIMS = ["T1", "T2"]
 
 
 def nbval(notebook: Path) -> subprocess.CompletedProcess:
@@ -58,7 +55,7 @@ def test_one_edited_output_is_red(copy, stored, edited):
     assert edited in run.stdout
 
 
-def test_a_stripped_notebook_passes_nbval_but_not_the_contract(copy):
+def test_a_stripped_notebook_passes_which_is_why_there_is_a_contract(copy):
     notebook = copy()
     content = json.loads(notebook.read_text(encoding="utf-8"))
     for cell in content["cells"]:
@@ -66,6 +63,3 @@ def test_a_stripped_notebook_passes_nbval_but_not_the_contract(copy):
             cell["outputs"], cell["execution_count"] = [], None
     notebook.write_text(json.dumps(content), encoding="utf-8")
     assert nbval(notebook).returncode == 0, "nbval has learned to refuse this: simplify the contract test"
-    with pytest.raises(Incomplete, match="never ran"):
-        verdicts_of(read_notebook(notebook), "_template", CLAIMS)
-    assert verdicts_of(read_notebook(TEMPLATE), "_template", CLAIMS)

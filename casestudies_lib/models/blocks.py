@@ -18,7 +18,6 @@ class Dropout(nn.Module):
     """
 
     def __init__(self, rate: float, generator: torch.Generator) -> None:
-        """Keep the share to drop, in [0, 1), and the stream to draw from."""
         super().__init__()
         if not 0 <= rate < 1:
             raise ValueError(f"dropout rate is {rate}; it must be at least 0 and below 1")

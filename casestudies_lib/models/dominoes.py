@@ -16,6 +16,9 @@ from torch.nn import functional
 
 from casestudies_lib.models.blocks import Dropout, check_sizes, feed_forward, initialise, merge_heads, split_heads
 
+Features = Int[Tensor, "batch tokens features"]
+Present = Bool[Tensor, "batch tokens"]
+Tokens = Float[Tensor, "batch tokens dim"]
 REMAINING, TYPE = 8, 9  # the features that say whether a token still holds something, and what it is
 
 
@@ -46,11 +49,7 @@ class Sizes:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no network has.
-
-        Raises:
-            ValueError: a size below one, more slots than tokens, or a width that the heads do not divide.
-        """
+        """Refuse sizes that no network has, with a ValueError."""
         check_sizes(self, dict.fromkeys(("tokens", "slots", "embedding", "dim", "heads", "layers", "hidden"), 1))
         if len(self.features) <= TYPE or min(self.features) < 1:
             raise ValueError(f"features are {self.features}; at least {TYPE + 1} sizes of 1 or more are needed")
@@ -65,7 +64,6 @@ class FeatureEmbedding(nn.Module):
     """
 
     def __init__(self, sizes: Sizes, positions: bool) -> None:
-        """Declare the embeddings, the projection, and positions where they are wanted."""
         super().__init__()
         self.features = nn.Embedding(sum(sizes.features), sizes.embedding)
         starts = torch.tensor((0, *sizes.features[:-1])).cumsum(0)
@@ -73,7 +71,7 @@ class FeatureEmbedding(nn.Module):
         self.project = nn.Linear(len(sizes.features) * sizes.embedding, sizes.dim)
         self.positions = nn.Embedding(sizes.tokens, sizes.dim) if positions else None
 
-    def forward(self, tokens: Int[Tensor, "batch tokens features"]) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, tokens: Features) -> Tokens:
         """Return one vector a token."""
         vectors = self.project(self.features(tokens + self.starts).flatten(2))
         return vectors if self.positions is None else vectors + self.positions.weight
@@ -86,7 +84,6 @@ class Attention(nn.Module):
     """
 
     def __init__(self, dim: int, heads: int) -> None:
-        """Declare queries, keys, values and the output projection."""
         super().__init__()
         self.heads = heads
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
@@ -130,7 +127,6 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(self, sizes: Sizes, generator: torch.Generator) -> None:
-        """Declare attention, feed-forward, two norms and dropout."""
         super().__init__()
         self.attention = Attention(sizes.dim, sizes.heads)
         self.feed_forward = feed_forward(sizes.dim, sizes.hidden, sizes.dim, sizes.dropout, generator)
@@ -151,9 +147,7 @@ class AttentionBlock(nn.Module):
 class SelfAttentionLayer(AttentionBlock):
     """One layer of the published trunk: tokens attend to tokens."""
 
-    def forward(
-        self, values: Float[Tensor, "batch tokens dim"], present: Bool[Tensor, "batch tokens"]
-    ) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, values: Tokens, present: Present) -> Tokens:
         """Return the tokens after one round."""
         return super().forward(values, values, present)
 
@@ -165,14 +159,11 @@ class InducedLayer(nn.Module):
     """
 
     def __init__(self, sizes: Sizes, generator: torch.Generator) -> None:
-        """Declare eight learned points and two attention blocks."""
         super().__init__()
         self.points = nn.Embedding(8, sizes.dim)
         self.gather, self.spread = AttentionBlock(sizes, generator), AttentionBlock(sizes, generator)
 
-    def forward(
-        self, values: Float[Tensor, "batch tokens dim"], present: Bool[Tensor, "batch tokens"]
-    ) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, values: Tokens, present: Present) -> Tokens:
         """Return the tokens after one round."""
         points = self.points.weight.expand(len(values), -1, -1)
         return self.spread(values, self.gather(points, values, present))
@@ -185,14 +176,11 @@ class DeepSetsLayer(nn.Module):
     """
 
     def __init__(self, sizes: Sizes, generator: torch.Generator) -> None:
-        """Declare the feed-forward over a token and the mean, and a norm."""
         super().__init__()
         self.feed_forward = feed_forward(2 * sizes.dim, sizes.hidden, sizes.dim, sizes.dropout, generator)
         self.norm = nn.LayerNorm(sizes.dim)
 
-    def forward(
-        self, values: Float[Tensor, "batch tokens dim"], present: Bool[Tensor, "batch tokens"]
-    ) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, values: Tokens, present: Present) -> Tokens:
         """Return the tokens after one round."""
         there = present[..., None].to(values.dtype)
         mean = (values * there).sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True)
@@ -206,15 +194,12 @@ class MixerLayer(nn.Module):
     """
 
     def __init__(self, sizes: Sizes, generator: torch.Generator) -> None:
-        """Declare both feed-forwards and their norms."""
         super().__init__()
         self.across = feed_forward(sizes.tokens, sizes.hidden, sizes.tokens, sizes.dropout, generator)
         self.within = feed_forward(sizes.dim, sizes.hidden, sizes.dim, sizes.dropout, generator)
         self.across_norm, self.within_norm = nn.LayerNorm(sizes.dim), nn.LayerNorm(sizes.dim)
 
-    def forward(
-        self, values: Float[Tensor, "batch tokens dim"], present: Bool[Tensor, "batch tokens"]
-    ) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, values: Tokens, present: Present) -> Tokens:
         """Return the tokens after one round."""
         there = values * present[..., None].to(values.dtype)
         mixed = self.across_norm(values + self.across(there.transpose(1, 2)).transpose(1, 2))
@@ -234,9 +219,7 @@ class RecurrentLayer(nn.Module):
         for parameter in self.unit.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(sizes.dim), 1 / math.sqrt(sizes.dim), generator=generator)
 
-    def forward(
-        self, values: Float[Tensor, "batch tokens dim"], present: Bool[Tensor, "batch tokens"]
-    ) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, values: Tokens, present: Present) -> Tokens:
         """Return the tokens after one reading."""
         return self.unit((values * present[..., None].to(values.dtype)).flip(1))[0].flip(1)
 
@@ -286,7 +269,7 @@ class DominoNet(nn.Module):
         self.value_head, self.q_head = nn.Linear(sizes.dim, 1), nn.Linear(sizes.dim, 1)
         initialise(self, generator)
 
-    def forward(self, tokens: Int[Tensor, "batch tokens features"]) -> Answers:
+    def forward(self, tokens: Features) -> Answers:
         """Return the value and one Q a slot, in the unit of the targets."""
         present = present_tokens(tokens)
         values = self.embedding(tokens)
@@ -297,7 +280,7 @@ class DominoNet(nn.Module):
         return Answers(self.q_head(hand).squeeze(-1), value.squeeze(-1))
 
 
-def present_tokens(tokens: Int[Tensor, "batch tokens features"]) -> Bool[Tensor, "batch tokens"]:
+def present_tokens(tokens: Features) -> Present:
     """Return which tokens others read: the context, dominoes still in hands, and those on the table."""
     return (tokens[..., TYPE] == 0) | (tokens[..., REMAINING] == 1)
 
@@ -306,10 +289,10 @@ class Recorded(NamedTuple):
     """Answers, and the tokens between the layers: the embedding's first, the trunk's output last."""
 
     answers: Answers
-    between: Sequence[Float[Tensor, "batch tokens dim"]]
+    between: Sequence[Tokens]
 
 
-def record(model: DominoNet, tokens: Int[Tensor, "batch tokens features"]) -> Recorded:
+def record(model: DominoNet, tokens: Features) -> Recorded:
     """Return what a forward pass answers and the tokens before, between and after the layers."""
     between: list[Tensor] = []
     keep = [part.register_forward_hook(lambda _part, _into, out: between.append(out)) for part in _stages(model)]

@@ -24,6 +24,8 @@ from casestudies_lib.models.blocks import (
     split_heads,
 )
 
+Ids = Int[Tensor, "batch slots"]
+Stream = Float[Tensor, "batch slots dim"]
 Streams = Callable[[str], torch.Generator]
 HIDDEN = -1e32
 
@@ -76,13 +78,8 @@ class Sizes:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no model has.
-
-        Raises:
-            ValueError: a size below its least value, or a width that the heads do not divide.
-        """
-        least = {"concepts": 2, "slots": 1, "dim": 1, "heads": 1, "blocks": 1, "hidden": 1}
-        check_sizes(self, least)
+        """Refuse sizes that no model has, with a ValueError."""
+        check_sizes(self, {"concepts": 2, "slots": 1, "dim": 1, "heads": 1, "blocks": 1, "hidden": 1})
 
 
 class DualStreamBlock(nn.Module):
@@ -92,7 +89,6 @@ class DualStreamBlock(nn.Module):
     """
 
     def __init__(self, sizes: Sizes, generator: torch.Generator) -> None:
-        """Declare the projections, the three norms and the feed-forward."""
         super().__init__()
         self.heads, dim, rate = sizes.heads, sizes.dim, sizes.dropout
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
@@ -100,9 +96,7 @@ class DualStreamBlock(nn.Module):
         self.feed_forward = feed_forward(dim, sizes.hidden, dim, rate, generator)
         self.attention_dropout, self.dropout = Dropout(rate, generator), Dropout(rate, generator)
 
-    def forward(
-        self, context: Float[Tensor, "batch slots dim"], value: Float[Tensor, "batch slots dim"]
-    ) -> tuple[Float[Tensor, "batch slots dim"], Float[Tensor, "batch slots dim"]]:
+    def forward(self, context: Stream, value: Stream) -> tuple[Stream, Stream]:
         """Return both streams after one round of causal attention."""
         queries, keys = split_heads(self.query(context), self.heads), split_heads(self.key(context), self.heads)
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
@@ -118,7 +112,6 @@ class Encoder(nn.Module):
     """Embed (concept, response) pairs twice, add learned positions, and run the dual-stream blocks."""
 
     def __init__(self, sizes: Sizes, streams: Streams) -> None:
-        """Declare two embeddings of the 2 × concepts pairs, the positions, and the blocks."""
         super().__init__()
         self.concepts = sizes.concepts
         self.context_embedding = nn.Embedding(2 * sizes.concepts, sizes.dim)
@@ -127,9 +120,7 @@ class Encoder(nn.Module):
         dropout = streams("encoder dropout")
         self.blocks = nn.ModuleList(DualStreamBlock(sizes, dropout) for _ in range(sizes.blocks))
 
-    def forward(
-        self, concepts: Int[Tensor, "batch slots"], responses: Int[Tensor, "batch slots"]
-    ) -> tuple[Float[Tensor, "batch slots dim"], Float[Tensor, "batch slots dim"]]:
+    def forward(self, concepts: Ids, responses: Ids) -> tuple[Stream, Stream]:
         """Return the context and value streams after the last block."""
         pairs = concepts + self.concepts * responses
         positions = self.positions.weight[: concepts.shape[1]]
@@ -146,15 +137,12 @@ class MasteryHead(nn.Module):
     """
 
     def __init__(self, sizes: Sizes, generator: torch.Generator) -> None:
-        """Declare dim → hidden → concepts and concepts → half → 1."""
         super().__init__()
         concepts, rate = sizes.concepts, sizes.dropout
         self.level = feed_forward(sizes.dim, sizes.hidden, concepts, rate, generator)
         self.answer = feed_forward(concepts, concepts // 2, 1, rate, generator)
 
-    def forward(
-        self, context: Float[Tensor, "batch slots dim"]
-    ) -> tuple[Float[Tensor, "batch slots"], Float[Tensor, "batch slots concepts"]]:
+    def forward(self, context: Stream) -> tuple[Float[Tensor, "batch slots"], Float[Tensor, "batch slots concepts"]]:
         """Return the logit at each slot and the levels behind it."""
         mastery = functional.softplus(self.level(context)).cummax(dim=1).values
         return self.answer(mastery).squeeze(-1), mastery
@@ -188,12 +176,7 @@ class GainAKT4(nn.Module):
             if getattr(self, name) is not None:
                 initialise(getattr(self, name), streams(f"{name} weights"))
 
-    def forward(
-        self,
-        concepts: Int[Tensor, "batch slots"],
-        responses: Int[Tensor, "batch slots"],
-        queries: Int[Tensor, "batch slots"],
-    ) -> Predictions:
+    def forward(self, concepts: Ids, responses: Ids, queries: Ids) -> Predictions:
         """Answer, for each slot, whether the concept asked next will be answered right.
 
         Args:
@@ -233,9 +216,7 @@ class MonotonicAttention(nn.Module):
         self.decay = nn.Parameter(torch.zeros(sizes.heads, 1, 1))
         self.dropout = Dropout(sizes.dropout, generator)
 
-    def forward(
-        self, queries: Float[Tensor, "batch slots dim"], values: Float[Tensor, "batch slots dim"]
-    ) -> Float[Tensor, "batch slots dim"]:
+    def forward(self, queries: Stream, values: Stream) -> Stream:
         """Return the mix of earlier values at each slot; queries and keys share one projection, as published."""
         slots = queries.shape[1]
         allowed = causal_mask(slots, queries.device)
@@ -266,7 +247,6 @@ class AKTBlock(nn.Module):
     def __init__(
         self, sizes: Sizes, generator: torch.Generator, strict: bool = False, apply_feed_forward: bool = True
     ) -> None:
-        """Declare the parts."""
         super().__init__()
         dim, rate = sizes.dim, sizes.dropout
         self.attention = MonotonicAttention(sizes, generator, strict)
@@ -274,9 +254,7 @@ class AKTBlock(nn.Module):
         self.feed_forward = feed_forward(dim, sizes.hidden, dim, rate, generator) if apply_feed_forward else None
         self.forward_norm = nn.LayerNorm(dim) if apply_feed_forward else None
 
-    def forward(
-        self, queries: Float[Tensor, "batch slots dim"], values: Float[Tensor, "batch slots dim"]
-    ) -> Float[Tensor, "batch slots dim"]:
+    def forward(self, queries: Stream, values: Stream) -> Stream:
         """Return the query stream after looking into the values."""
         queries = self.norm(queries + self.dropout(self.attention(queries, values)))
         if self.feed_forward is None:
@@ -306,12 +284,7 @@ class AKT(nn.Module):
         self.response_head = _response_head(2 * sizes.dim, sizes, streams)
         initialise(self, streams("weights"))
 
-    def forward(
-        self,
-        concepts: Int[Tensor, "batch slots"],
-        responses: Int[Tensor, "batch slots"],
-        queries: Int[Tensor, "batch slots"],
-    ) -> Predictions:
+    def forward(self, concepts: Ids, responses: Ids, queries: Ids) -> Predictions:
         """Answer as `GainAKT4` does; the sequence is read with the asked concept at its end, as published."""
         asked = self.concept_embedding(torch.cat([concepts[:, :1], queries], dim=1))
         past = self.concept_embedding(concepts) + self.response_embedding(responses)
@@ -329,8 +302,8 @@ class AKT(nn.Module):
 class Histories(Protocol):
     """Practice histories as tracing models read them, padded at the end; `real` is False on padding."""
 
-    concepts: Int[Tensor, "batch slots"]
-    responses: Int[Tensor, "batch slots"]
+    concepts: Ids
+    responses: Ids
     real: Bool[Tensor, "batch slots"]
 
 

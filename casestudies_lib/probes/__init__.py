@@ -2,29 +2,41 @@
 
 A probe changes nothing in what it is given and returns a `ProbeResult`.
 
-Each probe is the function of a module of its own name, and is imported when it is first asked for: a chapter reads the
-probes that it calls, so that an edit of another one neither runs it nor makes its evidence stale.
+A probe is imported when it is first asked for, so that a chapter depends on the probes that it calls and on no other.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from casestudies_lib.probes.result import Finding, ProbeFault, ProbeInputError, ProbeResult
 
 if TYPE_CHECKING:
-    from casestudies_lib.probes.ablation_diff import ablation_diff
-    from casestudies_lib.probes.alignment import alignment
-    from casestudies_lib.probes.backward_check import backward_check
-    from casestudies_lib.probes.causality import causality
-    from casestudies_lib.probes.gates import gates
-    from casestudies_lib.probes.grouped_errors import grouped_errors
-    from casestudies_lib.probes.idle_parameters import idle_parameters
-    from casestudies_lib.probes.interference import interference
-    from casestudies_lib.probes.reduction_scaling import reduction_scaling
-    from casestudies_lib.probes.routing_reach import routing_reach
-    from casestudies_lib.probes.stepping import stepping
+    from casestudies_lib.probes.ablation.probe import ablation_diff
+    from casestudies_lib.probes.backward.probe import backward_check
+    from casestudies_lib.probes.causal.probe import causality
+    from casestudies_lib.probes.conflict.probe import interference
+    from casestudies_lib.probes.gating.probe import gates
+    from casestudies_lib.probes.groups.probe import grouped_errors
+    from casestudies_lib.probes.idle.probe import idle_parameters
+    from casestudies_lib.probes.reduction.probe import reduction_scaling
+    from casestudies_lib.probes.routing.probe import routing_reach
+    from casestudies_lib.probes.steps.probe import stepping
+    from casestudies_lib.probes.tokenisers.probe import alignment
+
+# Names and modules are literals, because the runner and the site read them from the source without importing torch.
+OFFERED = {
+    "ablation_diff": "casestudies_lib.probes.ablation.probe",
+    "alignment": "casestudies_lib.probes.tokenisers.probe",
+    "backward_check": "casestudies_lib.probes.backward.probe",
+    "causality": "casestudies_lib.probes.causal.probe",
+    "gates": "casestudies_lib.probes.gating.probe",
+    "grouped_errors": "casestudies_lib.probes.groups.probe",
+    "idle_parameters": "casestudies_lib.probes.idle.probe",
+    "interference": "casestudies_lib.probes.conflict.probe",
+    "reduction_scaling": "casestudies_lib.probes.reduction.probe",
+    "routing_reach": "casestudies_lib.probes.routing.probe",
+    "stepping": "casestudies_lib.probes.steps.probe",
+}
 
 __all__ = [
     "Finding",
@@ -43,24 +55,13 @@ __all__ = [
     "routing_reach",
     "stepping",
 ]
-_PROBES = [name for name in __all__ if name.islower()]
 
 
-class _Probes(ModuleType):
-    """A package whose probes stand where Python puts the modules of the same names."""
-
-    def __getattr__(self, name: str) -> object:
-        if name not in _PROBES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its probes are {', '.join(_PROBES)}")
-        setattr(self, name, import_module(f"{__name__}.{name}"))
-        return vars(self)[name]
-
-    def __setattr__(self, name: str, value: object) -> None:
-        is_module = name in _PROBES and isinstance(value, ModuleType)
-        super().__setattr__(name, getattr(value, name) if is_module else value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+def __getattr__(name: str) -> object:
+    if name not in OFFERED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its probes are {', '.join(OFFERED)}")
+    return getattr(import_module(OFFERED[name]), name)
 
 
-sys.modules[__name__].__class__ = _Probes
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

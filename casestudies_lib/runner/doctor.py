@@ -1,20 +1,12 @@
 """Examines whether this machine and environment have what the casebook needs, and says how to mend what is missing."""
 
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from casestudies_lib import paths
-from casestudies_lib.runner.execute import cores
-from casestudies_lib.runner.supervise import guarded
-
-OLDEST_PYTHON = (3, 11)
-_PIN = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;]+)")
+from casestudies_lib.runner.inputs import LOCK, pins
 
 
 @dataclass(frozen=True)
@@ -29,36 +21,21 @@ class Check:
 
 def examine() -> list[Check]:
     """Return all findings."""
-    return [python_version(), *package_versions(), kernel_starts(), *folders_writable(), threads(), browser()]
-
-
-def python_version() -> Check:
-    """Return whether this Python is new enough."""
-    found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] >= OLDEST_PYTHON:
-        return Check("python", "right", found)
-    return Check("python", "wrong", found, "install Python 3.11 or newer, then: make clean-venv && make venv")
-
-
-def locked_versions(lock: str) -> dict[str, str]:
-    """Return the exact versions that a lock file pins, by package."""
-    lines = (line.split("#")[0].strip() for line in lock.splitlines())
-    return {match[1]: match[2] for line in lines if (match := _PIN.match(line))}
+    return [*package_versions(), kernel(), browser()]
 
 
 def package_versions() -> list[Check]:
     """Return one finding for the whole lock, and one for each package that differs from it."""
-    lock = paths.root() / "requirements.lock"
-    fix = "install what the lock names: make venv"
-    if not lock.is_file():
-        return [Check("packages", "wrong", f"no {lock}", "restore requirements.lock from the repository")]
-    pins = locked_versions(lock.read_text(encoding="utf-8"))
+    wanted = pins()
+    if not wanted:
+        return [Check("packages", "wrong", f"no {LOCK}", f"restore {LOCK} from the repository")]
     differing = []
-    for name, wanted in pins.items():
+    for name, version in wanted.items():
         found = _installed(name)
-        if found.split("+")[0] != wanted.split("+")[0]:  # a local part only names the build, such as torch's +cpu
-            differing.append(Check(f"package {name}", "wrong", f"{found} instead of {wanted}", fix))
-    return differing or [Check("packages", "right", f"{len(pins)} as locked")]
+        if found.split("+")[0] != version.split("+")[0]:  # a local part only names the build, such as torch's +cpu
+            says = f"{found} instead of {version}"
+            differing.append(Check(f"package {name}", "wrong", says, "install what the lock names: make venv"))
+    return differing or [Check("packages", "right", f"{len(wanted)} as locked")]
 
 
 def _installed(name: str) -> str:
@@ -68,48 +45,21 @@ def _installed(name: str) -> str:
         return "not installed"
 
 
-def kernel_starts() -> Check:
-    """Return whether a kernel of this Python starts and can import this package."""
-    command = [sys.executable, "-m", "casestudies_lib.runner.kernel_test"]
+def kernel() -> Check:
+    """Return whether the kernel that chapters run on is that of this Python."""
+    fix = "reinstall ipykernel and this package: make venv"
     try:
-        with tempfile.TemporaryDirectory() as scratch, guarded(command, Path(scratch)) as process:
-            process.wait(60)  # not communicate(): that would close standard input, the life line
-            output, errors = process.stdout.read(), process.stderr.read()
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Check("kernel", "wrong", str(error), "reinstall the packages: make venv")
-    if process.returncode == 0:
-        return Check("kernel", "right", output.decode().strip())
-    reason = errors.decode(errors="replace").strip().splitlines()[-1:] or ["no answer"]
-    return Check("kernel", "wrong", reason[0], "reinstall ipykernel and this package: make venv")
+        from jupyter_client.kernelspec import KernelSpecManager
 
-
-def folders_writable() -> list[Check]:
-    """Return for each folder that commands write to whether it takes a file."""
-    return [folder_writable(folder) for folder in (paths.build(), paths.notebooks(), Path(tempfile.gettempdir()))]
-
-
-def folder_writable(folder: Path) -> Check:
-    """Return whether a folder, or the nearest one above it that exists, takes a file."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
-        with tempfile.NamedTemporaryFile(dir=existing) as file:
-            file.write(b"x" * 4096)
-            file.flush()
-    except OSError as error:
-        fix = f"make {existing} a folder that you may write to, with room on its disk"
-        return Check(f"folder {folder}", "wrong", error.strerror or str(error), fix)
-    return Check(f"folder {folder}", "right", f"writable, {shutil.disk_usage(existing).free / 2**30:.1f} GB free")
-
-
-def threads() -> Check:
-    """Return how many cores there are; each kernel gets one thread, so chapters run side by side."""
-    return Check("threads", "right", f"{cores()} cores, one thread for each kernel")
+        program = KernelSpecManager(kernel_dirs=[]).get_kernel_spec("python3").argv[0]
+    except (ImportError, KeyError) as error:  # NoSuchKernel is a KeyError
+        return Check("kernel", "wrong", f"no kernel python3 ({error})", fix)
+    same = Path(program).name.startswith("python") and program in (sys.executable, "python", "python3")
+    return Check("kernel", "right" if same else "wrong", program, "" if same else fix)
 
 
 def browser() -> Check:
-    """Return whether the browser is here that prints the book and looks at its pages."""
+    """Return whether the browser for page tests and PDF is here."""
     if found := paths.browser():
         return Check("browser", "right", found)
-    return Check(
-        "browser", "missing", "no chromium", "needed for page tests and PDF only; install it with: make browser"
-    )
+    return Check("browser", "missing", "no Chromium", "needed for page tests and PDF; install it with: make browser")

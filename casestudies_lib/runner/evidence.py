@@ -1,28 +1,26 @@
-"""Committed evidence: what sweeps found, in `data/evidence/`, as one Parquet file and its provenance a chapter.
+"""Evidence: results of sweeps that are committed in `data/evidence/`, as one Parquet file and its provenance a chapter.
 
-`casebook evidence update` puts a sweep there; `casebook evidence check` runs a random tenth of its rows again and
+`casebook evidence update` puts sweeps there; `casebook evidence check` runs a random tenth of its rows again and
 compares the verdicts. The site's explorers read it with `read_evidence`.
 """
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from casestudies_lib import paths
-from casestudies_lib.runner import sweep_table
-from casestudies_lib.runner.cache_key import changes, parts, states
-from casestudies_lib.runner.chapters import Chapter, read_notebook
+from casestudies_lib.runner import table
+from casestudies_lib.runner.chapters import Chapter
 from casestudies_lib.runner.errors import Failure, Mistake
-from casestudies_lib.runner.parameters import read_parameters
-from casestudies_lib.runner.sweep_plan import Plan, plan_of, portable
-from casestudies_lib.runner.sweep_table import BadTable, Sweep
+from casestudies_lib.runner.inputs import differences, few, portable
+from casestudies_lib.runner.jobs import prepare
+from casestudies_lib.runner.plan import plan_of
+from casestudies_lib.runner.results import current_inputs
+from casestudies_lib.runner.sweep import folder_of, run_rows
+from casestudies_lib.runner.table import BadTable, Sweep
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["BadTable", "Sweep", "read_evidence", "slugs", "staleness"]
+__all__ = ["BadTable", "Sweep", "check_again", "read_evidence", "slugs", "staleness", "update"]
 
 
 def folder() -> Path:
@@ -41,7 +39,7 @@ def read_evidence(slug: str) -> Sweep:
     Raises:
         BadTable: there is none, it is cut short, or its provenance belongs to something else.
     """
-    sweep = sweep_table.read(folder() / f"{slug}.parquet")
+    sweep = table.read(folder() / f"{slug}.parquet")
     if sweep.provenance["chapter"] != slug:
         raise BadTable(f"{slug}.parquet holds evidence of {sweep.provenance['chapter']}; restore it")
     return sweep
@@ -52,68 +50,40 @@ def staleness(chapter: Chapter, provenance: dict) -> list[str]:
 
     The lock is not among them: which versions made a row stands in its lines.
     """
-    notebook = read_notebook(chapter.path)
-    parameters = read_parameters(notebook, chapter.path.name)
-    declared = portable(parts(chapter.slug, notebook, parameters, {each.name: each.default for each in parameters}))
-    recorded = provenance["inputs"]
-    read = [name for name in recorded if name not in declared]
-    current = states(read) | {name: state for name, state in declared.items() if name in recorded}
-    return changes(recorded, current)
-
-
-def sweeps_folder(slug: str) -> Path:
-    """Return where finished sweeps of a chapter wait to become evidence."""
-    return paths.build() / "sweeps" / slug
+    return differences(provenance["inputs"], portable(current_inputs(chapter)))
 
 
 def update(chapter: Chapter, names: Sequence[str] = ()) -> tuple[Path, Sweep]:
-    """Put one or several sweeps of a chapter into `data/evidence/`.
+    """Put one or several sweeps of a chapter into `data/evidence/`; returns the Parquet file, and what it holds.
 
     Args:
         chapter: the chapter.
         names: which sweeps; where there is only one, it need not be named.
 
-    Returns:
-        The Parquet file, and what it holds.
-
     Raises:
-        Mistake: no sweep, several of which none is named, or a name that is none.
-        Failure: a sweep is older than the chapter's code, or two do not fit together.
+        Mistake: there is no sweep, or several of which none is named, or none has this name.
+        Failure: a sweep is older than the chapter's code.
     """
-    chosen = [sweep_table.read(sweeps_folder(chapter.slug) / f"{name}.parquet") for name in _names(chapter, names)]
-    for sweep in chosen:
+    there = folder_of(chapter.slug)
+    sweeps = [table.read(there / f"{name}.parquet") for name in _names(chapter, there, names)]
+    for sweep in sweeps:
         if words := staleness(chapter, sweep.provenance):
-            raise Failure(f"{_older(sweep.provenance)}: {_few(words)}; run again: {sweep.provenance['command']}")
-    sweep = _together(chosen)
-    content = sweep_table.to_parquet(_as_lines(sweep.lines)) if len(chosen) > 1 else None
-    source = sweeps_folder(chapter.slug) / f"{_names(chapter, names)[0]}.parquet"
-    parquet = source.read_bytes() if content is None else content
-    provenance = sweep.provenance | {"sha256": sweep_table.digest(parquet)}
-    path = sweep_table.write(folder(), chapter.slug, parquet, provenance)
+            command = sweep.provenance["command"]
+            raise Failure(f"the sweep of {chapter.slug} is older than its code: {few(words)}; run again: {command}")
+    path = table.write(folder() / f"{chapter.slug}.parquet", _together(sweeps))
     return path, read_evidence(chapter.slug)
 
 
-def _names(chapter: Chapter, names: Sequence[str]) -> list[str]:
-    there = sorted(path.stem for path in sweeps_folder(chapter.slug).glob("*.parquet"))
-    if not there:
+def _names(chapter: Chapter, there: Path, names: Sequence[str]) -> list[str]:
+    found = {path.stem: table.read_provenance(path) for path in sorted(there.glob("*.json"))}
+    if not found:
         raise Mistake(f"no finished sweep of {chapter.slug}; run one: casebook sweep {chapter.slug} --grid NAME=V,V")
-    if unknown := [name for name in names if name not in there]:
-        raise Mistake(f"no sweep {unknown[0]!r} of {chapter.slug}; there are {', '.join(there)}")
-    if not names and len(there) > 1:
-        commands = [
-            f"{name} ({sweep_table.read_provenance(sweeps_folder(chapter.slug) / f'{name}.json')['command']})"
-            for name in there
-        ]
-        raise Mistake(f"several sweeps of {chapter.slug}; name one or more with --sweep: {'; '.join(commands)}")
-    return list(dict.fromkeys(names)) or there
-
-
-def _older(provenance: dict) -> str:
-    return f"the sweep of {provenance['chapter']} is older than the chapter's code"
-
-
-def _few(words: list[str]) -> str:
-    return ", ".join(words[:4]) + (f" and {len(words) - 4} more" if len(words) > 4 else "")
+    if unknown := [name for name in names if name not in found]:
+        raise Mistake(f"no sweep {unknown[0]!r} of {chapter.slug}; there are {', '.join(found)}")
+    if not names and len(found) > 1:
+        commands = "; ".join(f"{name} ({about['command']})" for name, about in found.items())
+        raise Mistake(f"several sweeps of {chapter.slug}; name one or more with --sweep: {commands}")
+    return list(dict.fromkeys(names)) or list(found)
 
 
 def _together(sweeps: list[Sweep]) -> Sweep:
@@ -126,22 +96,17 @@ def _together(sweeps: list[Sweep]) -> Sweep:
     for sweep in sweeps:
         lines.append(sweep.lines[~sweep.lines["key"].isin(seen)])
         seen |= set(sweep.lines["key"])
-    all_lines = pd.concat(lines, ignore_index=True)
-    first, inputs = sweeps[0].provenance, {}
-    for sweep in sweeps:
-        for name, state in sweep.provenance["inputs"].items():
-            if inputs.setdefault(name, state) != state:
-                raise Failure(f"these sweeps read different states of {name}; run the older one again")
-    rows = all_lines.drop_duplicates("key")
-    return Sweep(all_lines, first | {
-        "command": " && ".join(sweep.provenance["command"] for sweep in sweeps),
-        "grid": _union([sweep.provenance["grid"] for sweep in sweeps]),
-        "seeds": [min(s.provenance["seeds"][0] for s in sweeps), max(s.provenance["seeds"][1] for s in sweeps)],
+    together = pd.concat(lines, ignore_index=True)
+    rows = together.drop_duplicates("key")
+    each = [sweep.provenance for sweep in sweeps]
+    return Sweep(together, each[0] | {
+        "command": " && ".join(provenance["command"] for provenance in each),
+        "grid": _union([provenance["grid"] for provenance in each]),
+        "seeds": [min(p["seeds"][0] for p in each), max(p["seeds"][1] for p in each)],
         "rows": len(rows),
         "failures": int((rows["record"] == "failure").sum()),
         "seconds": round(float(rows["seconds"].sum()), 1),
-        "made_with": _union([sweep.provenance["made_with"] for sweep in sweeps]),
-        "inputs": dict(sorted(inputs.items())),
+        "made_with": _union([provenance["made_with"] for provenance in each]),
     })  # fmt: skip
 
 
@@ -153,66 +118,59 @@ def _union(each: list[dict]) -> dict:
     return merged
 
 
-def _as_lines(lines: "pd.DataFrame") -> list[dict]:
-    """Return a data frame as lines without empty fields, in the types that they had."""
-    whole = {name for name in lines.columns if name in sweep_table.WHOLE}
-    lines = lines.astype(object)
-    return [
-        {name: int(value) if name in whole else value for name, value in record.items() if present[name]}
-        for record, present in zip(lines.to_dict("records"), lines.notna().to_dict("records"))
-    ]
+def check_again(
+    chapter: Chapter, share: float, draw: int, workers: int | None, time_limit: float, say: Callable[[str], None]
+) -> dict:
+    """Run a random share of a chapter's evidence again, on this machine, and compare the verdicts.
 
+    Args:
+        chapter: the chapter.
+        share: of the rows, rounded up to a whole row; 0 only asks whether the evidence is still true.
+        draw: the seed of the draw; the same draws the same rows.
+        workers: rows at once; by default one a core.
+        time_limit: seconds for each row.
+        say: receives a line for each row.
 
-def sample(lines: "pd.DataFrame", share: float, seed: int) -> list[str]:
-    """Return the keys of a random share of the rows, at least one; the same for the same seed."""
-    keys = sorted(set(lines.loc[lines["record"] == "verdict", "key"]))
-    if not keys:
-        raise Failure("the evidence holds no verdict to compare; make it again")
-    return sorted(random.Random(seed).sample(keys, math.ceil(share * len(keys))))
-
-
-def plan_check(chapter: Chapter, share: float, seed: int, time_limit: float) -> tuple[Plan, dict[str, str]]:
-    """Return the plan that runs a random share of the evidence again, and the evidence's key of each row of the plan.
+    Returns:
+        The keys that ran, and in words each verdict that differs or row that failed.
 
     Raises:
-        BadTable: the evidence is cut short, or its provenance belongs to something else.
-        Failure: the evidence is older than its chapter's code, or cannot run again here.
+        Failure: the evidence is damaged, or older than its chapter's code.
     """
     evidence = read_evidence(chapter.slug)
     if words := staleness(chapter, evidence.provenance):
         raise Failure(
-            f"the evidence of {chapter.slug} is older than its chapter's code: {_few(words)}; make it again: "
+            f"the evidence of {chapter.slug} is older than its chapter's code: {few(words)}; make it again: "
             f"{evidence.provenance['command']} && casebook evidence update {chapter.slug}"
         )
-    keys = sample(evidence.lines, share, seed)
-    again = plan_of(chapter, [assignments_of(chapter, evidence.lines, key) for key in keys], time_limit=time_limit)
-    return again, {row.key: key for row, key in zip(again.rows, keys)}
+    verdicts = evidence.lines[evidence.lines["record"] == "verdict"]
+    keys = sorted(set(verdicts["key"]))
+    drawn = sorted(random.Random(draw).sample(keys, math.ceil(share * len(keys))))
+    first = prepare(chapter, time_limit=time_limit)
+    again = plan_of(first, [_assignments(first.parameters, verdicts, key) for key in drawn], {})
+    rows, failures, _ = run_rows(again, scheduler=None, workers=workers, fresh=True, say=say) if drawn else ({}, {}, 0)
+    faults = []
+    for key, row in zip(drawn, again.rows):
+        name = f"{chapter.slug}, row {key[:10]} ({row.job.command})"
+        if row.key in failures:
+            faults.append(f"{name} failed: {failures[row.key]}")
+            continue
+        before = verdicts[verdicts["key"] == key].set_index("claim")["verdict"].to_dict()
+        now = {record["id"]: record["verdict"] for record in rows[row.key]["verdicts"]}
+        faults += [
+            f"{name}: {claim} was {before.get(claim, 'not judged')} and is {now.get(claim, 'not judged')}"
+            for claim in sorted(before.keys() | now.keys())
+            if before.get(claim) != now.get(claim)
+        ]
+    return {"rows": drawn, "differences": faults}
 
 
-def assignments_of(chapter: Chapter, lines: "pd.DataFrame", key: str) -> list[str]:
-    """Return the parameters of a row as texts NAME=VALUE.
-
-    Raises:
-        Failure: the row names a file of another machine, or a parameter that the chapter no longer has.
-    """
-    first = lines[lines["key"] == key].iloc[0]
-    found = []
-    for parameter in read_parameters(read_notebook(chapter.path), chapter.path.name):
-        value = first.get(f"param_{parameter.name}")
-        if value is None or value != value:
-            raise Failure(f"row {key[:10]} has no parameter {parameter.name}; make the evidence again")
+def _assignments(parameters: list, lines, key: str) -> list[str]:
+    """Return the parameters of a row of the evidence as texts NAME=VALUE."""
+    first, found = lines[lines["key"] == key].iloc[0], []
+    for parameter in parameters:
+        value = first[f"param_{parameter.name}"]
         if parameter.unit == "path" and value:
             raise Failure(f"row {key[:10]} read {value!r}, a file that is not committed; it cannot run again here")
         found.append(f"{parameter.name}={type(parameter.default)(value)}")
     return found
-
-
-def differences(lines: "pd.DataFrame", key: str, verdicts: list[dict]) -> list[str]:
-    """Return in words where a row's new verdicts differ from those in the evidence."""
-    before = lines[(lines["key"] == key) & (lines["record"] == "verdict")].set_index("claim")["verdict"].to_dict()
-    now = {record["id"]: record["verdict"] for record in verdicts}
-    return [
-        f"{claim} was {before.get(claim, 'not judged')} and is {now.get(claim, 'not judged')}"
-        for claim in sorted(before.keys() | now.keys())
-        if before.get(claim) != now.get(claim)
-    ]

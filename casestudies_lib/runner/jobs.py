@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from casestudies_lib.runner import results
 from casestudies_lib.runner.chapters import Chapter, read_notebook
 from casestudies_lib.runner.errors import Mistake
+from casestudies_lib.runner.inputs import inputs_of
 from casestudies_lib.runner.parameters import Parameter, Value, changed, read_parameters, resolve
 
 TIME_LIMIT = 900.0  # seconds
@@ -20,7 +20,6 @@ class Job:
     chapter: Chapter
     parameters: list[Parameter]
     values: dict[str, Value]
-    destination: Path
     time_limit: float = TIME_LIMIT
     cell_limit: float = TIME_LIMIT
 
@@ -35,20 +34,21 @@ class Job:
         words = ["casebook", "run", self.chapter.slug]
         for name, value in self.changed.items():
             words += ["-p", f"{name}={value}"]
-        if self.destination != results.run_folder(self.chapter, self.changed):
-            words += ["--out", str(self.destination)]
         if self.time_limit != TIME_LIMIT:
             words += ["--time-limit", f"{self.time_limit:g}"]
         if self.cell_limit != self.time_limit:
             words += ["--cell-limit", f"{self.cell_limit:g}"]
         return shlex.join(words)
 
+    def inputs(self, notebook: dict) -> dict[str, str]:
+        """Return what a run of this job depends on, with the chapter's notebook as it was read."""
+        return inputs_of(self.chapter.slug, notebook, self.parameters, self.values)
+
 
 def prepare(
     chapter: Chapter,
     assignments: Sequence[str] = (),
     *,
-    out: Path | None = None,
     time_limit: float = TIME_LIMIT,
     cell_limit: float | None = None,
 ) -> Job:
@@ -57,7 +57,6 @@ def prepare(
     Args:
         chapter: the chapter to run.
         assignments: parameters as `NAME=VALUE` texts; relative paths start at the current folder.
-        out: the result folder; by default one below `_build/runs`.
         time_limit: seconds for the whole run.
         cell_limit: seconds for one cell; by default as many as for the whole run.
 
@@ -70,9 +69,7 @@ def prepare(
     parameters = read_parameters(read_notebook(chapter.path), chapter.path.name)
     values = resolve(parameters, assignments, Path.cwd())
     _check_report(chapter)
-    default = results.run_folder(chapter, changed(parameters, values))
-    destination = default if out is None else Path(out).absolute()
-    return Job(chapter, parameters, values, destination, time_limit, cell_limit or time_limit)
+    return Job(chapter, parameters, values, time_limit, cell_limit or time_limit)
 
 
 def _check_report(chapter: Chapter) -> None:

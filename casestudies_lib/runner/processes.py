@@ -1,68 +1,171 @@
-"""Ends every process of a run, also those that left their parents: a run's marker is inherited in the environment."""
+"""The processes of a run: how a worker starts, and how nothing of it outlives the casebook.
+
+A worker leads a session of its own, its kernel another. All carry the run's mark in their environment, so that one that
+left its parents is still found. Should the casebook be killed, Linux sends the worker a SIGTERM, on which it ends its
+kernel, and the kernel of a worker that is killed too a SIGKILL. Elsewhere than on Linux a kernel that computes without
+letting go of the interpreter can outlive a casebook that was killed.
+"""
 
 import contextlib
+import ctypes
+import os
+import secrets
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 
-MARKER = "CASEBOOK_RUN_ID"
+import casestudies_lib
+from casestudies_lib import paths
+
+MARK = "CASEBOOK_RUN_ID"
+ONE_THREAD = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+    "BLIS_NUM_THREADS",
+)  # fmt: skip
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
+_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+_PATIENCE = 2.5  # seconds for a worker to save what it has
 
 
-def marked(run_id: str, spare: frozenset[int] = frozenset()) -> list[psutil.Process]:
-    """Return the living processes whose environment carries this run's marker.
-
-    Args:
-        run_id: the marker's value.
-        spare: process ids to leave out.
-    """
-    return [process for process in psutil.process_iter() if process.pid not in spare and _carries(process, run_id)]
+def die_with_parent(number: int) -> None:
+    """Ask Linux to send this process a signal when the thread that started it ends; does nothing elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, number, 0, 0, 0)
 
 
-def _carries(process: psutil.Process, run_id: str) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARKER) == run_id
-    except (psutil.Error, OSError):
-        return False
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, so that they are still found; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _descendants(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
+def environment(scratch: Path, declared: list[str], *, threads: int = 1) -> dict[str, str]:
+    """Return the environment of a worker and its kernel.
 
-
-def kill_run(run_id: str, root: int, *, spare: frozenset[int] = frozenset(), patience: float = 3.0) -> None:
-    """Kill (SIGKILL) every process of a run: the descendants of `root` and all that carry the marker.
-
-    A kernel that holds the interpreter lock answers no gentler signal. The search is repeated until it finds nothing,
-    because a process may fork while it is being looked for.
+    Figures are drawn inline whatever the user's backend; Jupyter's and IPython's own files lie in the scratch folder,
+    so that neither settings of the user nor a read-only home matter.
 
     Args:
-        run_id: the marker's value.
-        root: the process whose descendants belong to the run; it is killed too unless spared.
-        spare: process ids to leave alone.
-        patience: seconds after which a process that cannot be killed is given up.
+        scratch: a folder of the run.
+        declared: the data files that the chapter may read.
+        threads: of the kernel; chapters run side by side, and oversubscribed threads cost a factor of three.
     """
+    library = str(Path(casestudies_lib.__file__).resolve().parent.parent)
+    inherited = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "PYTHONSTARTUP")}
+    return {
+        **inherited,
+        **dict.fromkeys(ONE_THREAD, str(threads)),
+        MARK: secrets.token_hex(16),
+        "PYTHONPATH": os.pathsep.join(filter(None, [library, inherited.get("PYTHONPATH")])),
+        "CASEBOOK_ROOT": str(paths.root().absolute()),
+        paths.DECLARED: os.pathsep.join(declared),
+        "JUPYTER_RUNTIME_DIR": str(scratch / "jupyter"),
+        "IPYTHONDIR": str(scratch / "ipython"),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+
+
+def command_environment() -> dict[str, str]:
+    """Return the environment of a command that we start on a user's behalf: theirs, with a mark to find it by."""
+    return {**os.environ, MARK: secrets.token_hex(16)}
+
+
+@contextlib.contextmanager
+def supervised(command: list[str], environment: dict[str, str], **options: object) -> Iterator[subprocess.Popen]:
+    """Start a command as the leader of a session, and on leaving end it with all that it started.
+
+    Args:
+        command: the program and its arguments.
+        environment: its environment, with a mark of its own.
+        options: for `subprocess.Popen`.
+    """
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, **options
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        end(process)
+        _kill_until_gone(lambda: marked(environment[MARK]))
+        if process.stdout:
+            process.stdout.close()
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ask a process to end, then kill it with all that descends from it or carries its mark."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_PATIENCE)
+    if process.poll() is None:
+        kill_descendants(process.pid)
+        process.kill()
+    process.wait()
+
+
+def kill_descendants(root: int | None = None) -> None:
+    """Kill what descends from a process, by default from this one, and everything with the mark of this environment."""
+    mark = os.environ.get(MARK) if root is None else None
+    _kill_until_gone(lambda: [*_children(root or os.getpid()), *(marked(mark) if mark else [])])
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return [child for child in psutil.Process(pid).children(recursive=True) if _is_alive(child)]
+    return []
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return the living processes with this mark, but for the calling one."""
+    return [process for process in psutil.process_iter() if process.pid != os.getpid() and _carries(process, mark)]
+
+
+def _kill_until_gone(search: Callable[[], list[psutil.Process]], patience: float = 2.0) -> None:
+    """Kill (SIGKILL) what a search finds until it finds nothing: one may fork while it is being looked for."""
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        found = {process.pid: process for process in (*_descendants(root), *marked(run_id))}
-        victims = [process for pid, process in found.items() if pid not in spare and alive(process)]
-        if not victims:
-            return
+    while (victims := search()) and time.monotonic() < deadline:
         for process in victims:
-            _kill(process)
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         psutil.wait_procs(victims, timeout=0.2)
 
 
-def alive(process: psutil.Process) -> bool:
-    """Return whether a process still runs; a zombie does not."""
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
 
-def _kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.Error):
-        process.kill()
+def _carries(process: psutil.Process, mark: str) -> bool:
+    try:
+        return _is_alive(process) and process.environ().get(MARK) == mark
+    except (psutil.Error, OSError):
+        return False
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end this process the way Ctrl-C does, so that runs are ended and scratch is removed."""
+
+    def leave(number: int, _frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)  # tidying up is under way and takes a few seconds at most
+        raise SystemExit(128 + number)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

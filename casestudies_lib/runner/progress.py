@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from casestudies_lib.runner.execute import Notify, Progress
+from casestudies_lib.runner.run import Notify, Progress
 
 
 @contextlib.contextmanager
@@ -42,9 +42,11 @@ def _bars(slugs: list[str]) -> Iterator[Notify]:
         bars.TextColumn("{task.fields[cell]}", markup=False),
     )  # fmt: skip
     with bars.Progress(*columns, console=Console(stderr=True)) as display:
-        tasks = {slug: display.add_task(slug, total=None, cell="starts") for slug in slugs}
+        tasks = {slug: display.add_task(slug, total=None, cell="waits", start=False) for slug in slugs}
 
         def notify(progress: Progress) -> None:
-            display.update(tasks[progress.chapter], completed=progress.done, total=progress.total, cell=progress.cell)
+            task = tasks[progress.chapter]
+            display.start_task(task)
+            display.update(task, completed=progress.done, total=progress.total, cell=progress.cell)
 
         yield notify

@@ -1,209 +1,162 @@
-"""Runs the rows of a sweep wherever there are workers, and loses none: finished rows are files before they are counted.
+"""Runs the rows of a sweep wherever there are workers, and writes them as one table.
 
-A row that a worker takes with it is handed out again by Dask; one that fails is tried three times, then recorded with
-its error, and the rest goes on. The same command goes on where an earlier one ended.
+A row is an ordinary run with an ordinary result folder: a sweep that is started again finds what is fresh and runs the
+rest. Dask hands a row out again when its worker dies, and tries one that fails twice more; what still fails is recorded
+with its error, and the rest goes on.
 """
 
-import secrets
+import json
 import time
-from collections import Counter, deque
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
-from casestudies_lib.runner import sweep_table
-from casestudies_lib.runner.cache_key import digest
-from casestudies_lib.runner.errors import Failure
-from casestudies_lib.runner.execute import cores
-from casestudies_lib.runner.sweep_cluster import DEATHS, NoCluster, Tls, Workplace, local, remote
-from casestudies_lib.runner.sweep_plan import Plan, Row
-from casestudies_lib.runner.sweep_rows import RowResult, finished_rows, folder, row_file, run_row
+from casestudies_lib import paths
+from casestudies_lib.runner import results, table
+from casestudies_lib.runner.chapters import claim_ids, find_chapter, read_notebook
+from casestudies_lib.runner.cluster import DEATHS, NoCluster, cluster
+from casestudies_lib.runner.executed import measurements_of
+from casestudies_lib.runner.jobs import prepare
+from casestudies_lib.runner.plan import Plan, Row, plan_of
+from casestudies_lib.runner.processes import cores
+from casestudies_lib.runner.results import Result
+from casestudies_lib.runner.run import run_chapter
 
-TRIES = 3
-SILENCE = 60.0  # seconds without any worker after which the user is told
-
-
-@dataclass
-class Tally:
-    """How far a sweep has come: rows found, rows run, and the errors of those that failed or are tried again."""
-
-    total: int
-    found: int = 0
-    ran: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
-    again: dict[str, str] = field(default_factory=dict)
-    tries: Counter = field(default_factory=Counter)
-
-    @property
-    def stored(self) -> int:
-        """Return how many rows are in the store."""
-        return self.found + self.ran
+RETRIES = 2
+_ABOUT = ("casebook", "python", "platform", "torch", "threads", "cpu_capability", "peak_memory_mb", "seconds")
 
 
-def sweep_chapter(
+def folder_of(slug: str) -> Path:
+    """Return where finished sweeps of a chapter lie."""
+    return paths.build() / "sweeps" / slug
+
+
+def sweep(
     plan: Plan,
     *,
     scheduler: str | None = None,
     workers: int | None = None,
-    tls: Tls = Tls(),  # noqa: B008 - frozen
     fresh: bool = False,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[Path, dict, Tally]:
+) -> tuple[Path, dict, Counter]:
     """Run what is missing of a sweep and write its table.
 
     Args:
         plan: the sweep.
         scheduler: the address of a Dask scheduler; by default a cluster on this machine.
-        workers: rows at once; by default one a core, or a thread of the scheduler's workers.
-        tls: files for a tls:// address.
-        fresh: whether rows that are stored run again.
+        workers: processes on this machine; by default one a core.
+        fresh: whether rows that are there run again.
         say: receives a line for each row, and warnings.
 
     Returns:
-        The Parquet file, the provenance, and how it went.
+        The Parquet file, the provenance, and how many rows `ran`, were `found` and `failed`.
 
     Raises:
-        Mistake: no form of address.
+        Mistake: the address is not one.
         NoCluster: nothing is there to run on, or it went away; finished rows stay.
     """
-    tally, found = obtain_rows(plan, scheduler=scheduler, workers=workers, tls=tls, fresh=fresh, say=say)
-    parquet = sweep_table.to_parquet(sweep_table.lines_of(plan, found, tally.failures))
-    provenance = sweep_table.provenance_of(plan, found, tally.failures, parquet)
-    return sweep_table.write(folder(plan.chapter.slug).parent, plan.name, parquet, provenance), provenance, tally
-
-
-def obtain_rows(
-    plan: Plan, *, scheduler: str | None, workers: int | None, tls: Tls, fresh: bool, say: Callable[[str], None]
-) -> tuple[Tally, dict[str, RowResult]]:
-    """Return every row of a sweep that has a result, running what is missing; the arguments are `sweep_chapter`'s."""
-    waiting, begun = missing_rows(plan, fresh), time.monotonic()
-
-    def notify(tally: Tally, row: Row) -> None:
-        words = "".join(f", {name}={value}" for name, value in row.job.changed.items())
-        failed = f": failed: {tally.failures[row.key]}" if row.key in tally.failures else ""
-        failed += f": is tried again: {tally.again[row.key]}" if row.key in tally.again else ""
-        done = tally.stored + len(tally.failures)
-        say(f"{plan.chapter.slug}: {done}/{tally.total} rows, {time.monotonic() - begun:.1f} s{words}{failed}")
-
-    if not waiting:
-        return Tally(len(plan.rows), found=len(plan.rows)), results_of(plan, {})
-    place = remote(scheduler, workers, tls, say) if scheduler else local(min(workers or cores(), len(waiting)))
-    with place as there:
-        tally = run_rows(plan, waiting, there, notify, fresh=fresh)
-    return tally, results_of(plan, tally.failures)
-
-
-def missing_rows(plan: Plan, fresh: bool) -> list[Row]:
-    """Return the rows that are not in the store yet, or all of them where the sweep starts afresh."""
-    if fresh:
-        return list(plan.rows)
-    found = finished_rows(plan.chapter.slug, [row.key for row in plan.rows])
-    return [row for row in plan.rows if row.key not in found]
+    rows, failures, tally = run_rows(plan, scheduler=scheduler, workers=workers, fresh=fresh, say=say)
+    sweep = table.Sweep(table.lines_of(plan, rows, failures), table.provenance_of(plan, rows, failures))
+    path = table.write(folder_of(plan.chapter.slug) / f"{plan.name}.parquet", sweep)
+    return path, table.read(path).provenance, tally
 
 
 def run_rows(
-    plan: Plan, waiting: list[Row], place: Workplace, notify: Callable[[Tally, Row], None], *, fresh: bool = False
-) -> Tally:
-    """Run these rows of a sweep.
+    plan: Plan, *, scheduler: str | None, workers: int | None, fresh: bool, say: Callable[[str], None]
+) -> tuple[dict[str, dict], dict[str, str], Counter]:
+    """Return the rows of a sweep by key as `row_of` gives them, the errors of those that failed, and how many of each.
+
+    The arguments are those of `sweep`.
+    """
+    notebook, slug = read_notebook(plan.chapter.path), plan.chapter.slug
+    kept = {} if fresh else {row.key: results.find(slug, row.job.inputs(notebook)) for row in plan.rows}
+    rows = {key: row_of(result) for key, result in kept.items() if result}
+    failures: dict[str, str] = {}
+    waiting = [row for row in plan.rows if row.key not in rows]
+    tally = Counter(found=len(rows))
+    if not waiting:
+        return rows, failures, tally
+    begun = time.monotonic()
+    with cluster(scheduler, min(workers or cores(), len(waiting)), say) as client:
+        for row, answer, error in _answers(client, waiting, fresh):
+            if error:
+                failures[row.key] = error
+            else:
+                rows[row.key] = answer
+            tally["failed" if error else "ran"] += 1
+            words = "".join(f", {name}={value}" for name, value in row.job.changed.items())
+            done = f"{len(rows) + len(failures)}/{len(plan.rows)} rows, {time.monotonic() - begun:.1f} s{words}"
+            say(f"{slug}: {done}{f': failed: {error}' if error else ''}")
+    return rows, failures, tally
+
+
+def _answers(client, waiting: list[Row], fresh: bool) -> Iterator[tuple[Row, dict | None, str]]:
+    """Yield each row with its answer or its error, in the order in which they end."""
+    from distributed import wait
+
+    tasks = [
+        (row.job.chapter.slug, [f"{name}={value}" for name, value in row.job.changed.items()], row.key,
+         row.job.time_limit, fresh)
+        for row in waiting
+    ]  # fmt: skip
+    rows = dict(zip(client.map(run_row, tasks, pure=False, retries=RETRIES), waiting))
+    pending, lost = set(rows), False
+    while pending:
+        done: set = set()
+        try:
+            done, pending = wait(pending, timeout=0.5, return_when="FIRST_COMPLETED")
+        except TimeoutError:
+            pass  # without a limit Python would not see a signal until a row ends
+        except CancelledError:
+            lost = True  # the client learns a moment later than its futures that the scheduler is gone
+        if lost or client.status != "running":
+            raise NoCluster("the scheduler went away; what ended is kept, the same command goes on from there")
+        for future in done:
+            error = _error_of(future)
+            yield rows[future], None if error else future.result(), error
+
+
+def _error_of(future) -> str:
+    if future.status == "finished":
+        return ""
+    if future.status == "cancelled":
+        return "its task was cancelled"
+    error = future.exception()
+    if type(error).__name__ == "KilledWorker":
+        return f"{DEATHS} workers died while they ran it (out of memory?)"
+    return f"{error}".splitlines()[0] if str(error) else type(error).__name__
+
+
+def run_row(task: tuple[str, list[str], str, float, bool]) -> dict:
+    """Do the work of one row on a worker, and return what the table needs of it.
+
+    Dask may run a task more than once, and two sweeps may ask for the same row: who comes second waits and finds it.
 
     Args:
-        plan: the sweep.
-        waiting: the rows to run; the others are in the store.
-        place: where they run.
-        notify: called after each row, with how far the sweep has come.
-        fresh: whether rows that others finished before this sweep do not count.
-
-    Returns:
-        The tally; its failures name the rows that have no result.
+        task: chapter, parameters as texts NAME=VALUE, the key that the sweep gave the row, seconds, whether to run it
+            in any case.
 
     Raises:
-        NoCluster: the scheduler went away; rows that were finished stay.
+        RuntimeError: the run failed, or this worker has another state of the chapter than the sweep.
     """
-    tally = Tally(len(plan.rows), found=len(plan.rows) - len(waiting))
-    asked = secrets.token_hex(8) if fresh else ""
-    queue, running = deque(waiting), {}
-    while queue or running:
-        _check_alive(place, tally)
-        while queue and len(running) < place.capacity:
-            row = queue.popleft()
-            running[_submit(place, plan, row, asked)] = row
-        # A wait without a limit would keep Python from seeing a signal until a row ends.
-        finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-        for future in finished:
-            row = running.pop(future)
-            if not _settle(row, future, tally, place):
-                queue.append(row)
-            notify(tally, row)
-    return tally
-
-
-def _submit(place: Workplace, plan: Plan, row: Row, asked: str) -> Future:
-    assignments = [f"{name}={value}" for name, value in row.job.changed.items()]
-    return place.executor.submit(run_row, plan.chapter.slug, assignments, row.key, row.job.time_limit, asked)
-
-
-def _check_alive(place: Workplace, tally: Tally) -> None:
-    if not place.alive():
-        raise _lost(place, tally)
-
-
-def _lost(place: Workplace, tally: Tally) -> NoCluster:
-    return NoCluster(
-        f"the scheduler {place.where} went away; {tally.stored} of {tally.total} rows are stored, and the same command "
-        "goes on from there"
-    )
-
-
-def _settle(row: Row, future: Future, tally: Tally, place: Workplace) -> bool:
-    """Count a row as run or failed, and return True; or return False where it is to be tried again."""
-    if future.cancelled():
-        time.sleep(0.5)  # the client learns a moment later than its tasks that the scheduler is gone
-        raise _lost(place, tally)
-    error, final = _error_of(row, future)
-    tally.again.pop(row.key, None)
-    if not error:
-        tally.ran += 1
-        return True
-    tally.tries[row.key] += 1
-    if final or tally.tries[row.key] >= TRIES:
-        tally.failures[row.key] = error
-        return True
-    tally.again[row.key] = error
-    return False
-
-
-def _error_of(row: Row, future: Future) -> tuple[str, bool]:
-    """Return why a row has no result, empty where it has one, and whether another try is of no use."""
+    slug, assignments, key, time_limit, fresh = task
     try:
-        answer = future.result(timeout=0)
-    except CancelledError:
-        return "its task was cancelled", False
-    except Exception as error:
-        if type(error).__name__ == "KilledWorker":
-            return f"{DEATHS} workers died while they ran it (out of memory?)", True
-        return f"{type(error).__name__}: {error}".splitlines()[0], False
-    if "error" in answer:
-        return answer["error"], False
-    path = row_file(row.job.chapter.slug, row.key)
-    try:
-        same = digest(path.read_bytes()) == answer["digest"]
-    except OSError:
-        same = False
-    return ("" if same else f"its worker stored it elsewhere than {path.parent}; share that folder with it"), False
+        job = prepare(find_chapter(slug), assignments, time_limit=time_limit)
+        if plan_of(job, [assignments], {}).rows[0].key != key:
+            raise RuntimeError("the worker has another state of the chapter, its report or data than you; update it")
+        return row_of(run_chapter(job, fresh=fresh))
+    except Exception as error:  # one of ours might not unpickle where the package differs; the cause names no path
+        raise RuntimeError(str(error.__cause__ or error)) from None
 
 
-def results_of(plan: Plan, failures: dict[str, str]) -> dict[str, RowResult]:
-    """Return the finished rows of a sweep by key.
-
-    Raises:
-        Failure: a row that was finished is gone or stale: something it reads was edited meanwhile.
-    """
-    found = finished_rows(plan.chapter.slug, [row.key for row in plan.rows])
-    lost = [row for row in plan.rows if row.key not in found and row.key not in failures]
-    if lost:
-        raise Failure(
-            f"{len(lost)} of {len(plan.rows)} rows are no longer true: something they read was edited while the sweep "
-            "ran; run it again, it keeps what is still true"
-        )
-    return found
+def row_of(result: Result) -> dict:
+    """Return what the table needs of a result: verdicts, measurements, and what the run ran on."""
+    slug = result.provenance["chapter"]
+    notebook = json.loads((result.folder / results.NOTEBOOK).read_text(encoding="utf-8"))
+    return {
+        "verdicts": result.verdicts,
+        "measurements": measurements_of(notebook, slug, claim_ids(slug)),
+        "about": {name: result.provenance.get(name) for name in _ABOUT}
+        | {"lock": result.provenance["inputs"]["requirements.lock"]},
+    }

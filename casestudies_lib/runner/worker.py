@@ -1,63 +1,62 @@
 """Executes one notebook with papermill in a process of its own and reports each cell as a line of JSON.
 
-`python -m casestudies_lib.runner.worker JOB` reads the job file that `execute` wrote. Papermill's current folder
-belongs to the whole process and its metadata calls cells completed that never ran: hence a process for each notebook,
-and no judgement here. The parent reads the notebook that this process leaves, and judges.
+`python -m casestudies_lib.runner.worker FOLDER` reads `job.json` and `source.ipynb` there and leaves `executed.ipynb`.
+Papermill's current folder belongs to the whole process and its metadata calls cells completed that never ran: hence a
+process for each notebook, and no judgement here. The casebook reads the notebook that this process leaves, and judges.
 """
 
+import ast
 import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import nbformat
 import papermill
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning import KernelProvisionerFactory
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
 
-from casestudies_lib.runner.warm_files import ADDRESS, PROVISIONER
-from casestudies_lib.runner.worker_files import EXECUTED, SOURCE
+from casestudies_lib.runner.processes import adopt_orphans, die_with_parent, kill_descendants
 
+JOB, SOURCE, EXECUTED = "job.json", "source.ipynb", "executed.ipynb"
 OUTPUT_LIMIT = 16 * 2**20  # characters a run may print or show; a chapter stores at most 1 MB
 _LINE = 12  # characters around an entry of a list: a notebook file gives each a line, indented
-SAVE_EVERY = 5.0  # seconds between copies of the unfinished notebook
+_SAVE_EVERY = 5.0  # seconds between copies of the unfinished notebook
 _ATTEMPTS = 3  # at starting a kernel: another program may take one of its ports before it does
-_RECORD = "__import__('casestudies_lib.runner.cache_recorder', fromlist=['start']).start({})"
-_FACTS = "__import__('casestudies_lib.runner.facts', fromlist=['facts']).facts()"
+_LIBRARY = "__import__('casestudies_lib.runner.processes', fromlist=['x'])"
+_TORCH = "__import__('sys').modules.get('torch')"
+_FACTS = f"(lambda t: (t.get_num_threads(), t.backends.cpu.get_cpu_capability()) if t else ())({_TORCH})"
 
 
-class Stopped(BaseException):
-    """The guard asked for an end; not an Exception, so that no library on the way swallows it."""
+class Stopped(SystemExit):
+    """The casebook asked for an end, or time is up. asyncio lets nothing but SystemExit through its callbacks."""
 
 
-@dataclass
 class Session:
     """What the process knows about its one run."""
 
-    events: int
-    folder: Path
-    cell_limit: float
-    root: str
-    begun: bool = False
-    notebook: nbformat.NotebookNode | None = None
-    facts: dict = field(default_factory=dict)
-    shown: int = 0
-    saved: float = field(default_factory=time.monotonic)
+    def __init__(self, folder: Path, cell_limit: float) -> None:
+        """Give the events a descriptor of their own and point standard output at standard error, for the kernel too."""
+        self.folder, self.cell_limit = folder, cell_limit
+        self.events = os.dup(1)
+        os.dup2(2, 1)
+        self.begun = False
+        self.notebook: nbformat.NotebookNode | None = None
+        self.facts: dict = {}
+        self.shown = 0
+        self.saved = time.monotonic()
 
     def report(self, **event: object) -> None:
-        """Write one event; a parent that has gone is the guard's business."""
+        """Write one event; a casebook that has gone sends a signal."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self.events, (json.dumps(event) + "\n").encode())
 
@@ -77,9 +76,9 @@ class _Client(PapermillNotebookClient):
     session: Session
 
     def papermill_execute_cells(self) -> None:
+        self.session.begun = True
         try:
-            self.session.begun = True
-            self._start_recording()
+            self.wait_for_reply(self.kc.execute(f"{_LIBRARY}.die_with_parent({signal.SIGKILL})", silent=True))
             super().papermill_execute_cells()
             self._ask_facts()
         except BaseException:
@@ -95,12 +94,10 @@ class _Client(PapermillNotebookClient):
     def execute_cell(self, cell, cell_index, *arguments, **options):
         if cell.cell_type != "code":
             return super().execute_cell(cell, cell_index, *arguments, **options)
-        if time.monotonic() - self.session.saved > SAVE_EVERY:
+        if time.monotonic() - self.session.saved > _SAVE_EVERY:
             self.session.save()
-        self.session.report(event="cell", index=cell_index, state="start")
-        result = super().execute_cell(cell, cell_index, *arguments, **options)
-        self.session.report(event="cell", index=cell_index, state="end")
-        return result
+        self.session.report(event="cell", index=cell_index)
+        return super().execute_cell(cell, cell_index, *arguments, **options)
 
     def process_message(self, message, *arguments, **options):
         self.session.shown += _characters(message["content"])
@@ -109,21 +106,14 @@ class _Client(PapermillNotebookClient):
             return None
         return super().process_message(message, *arguments, **options)
 
-    def _start_recording(self) -> None:
-        """Have the kernel record what it reads, without a trace in the notebook; without a record nothing is cached."""
-        with contextlib.suppress(Exception):
-            arguments = f"{self.session.root!r}, {[str(self.session.folder)]!r}"
-            self.wait_for_reply(self.kc.execute(_RECORD.format(arguments), silent=True, store_history=False))
-
     def _ask_facts(self) -> None:
-        """Ask the kernel what only it knows (torch's view of the CPU), without a trace in the notebook."""
+        """Ask the kernel for torch's view of the machine, without a trace in the notebook."""
         with contextlib.suppress(Exception):
             request = self.kc.execute("", silent=True, user_expressions={"facts": _FACTS})
             answer = self.wait_for_reply(request)["content"]["user_expressions"]["facts"]
-            self.session.facts = json.loads(answer["data"]["application/json"])
-        cold = getattr(self.km.provisioner, "cold_because", None)
-        self.session.facts["kernel"] = "new process" if cold is None or cold else "forked"
-        self.session.facts["kernel_cold_because"] = cold or ""
+            self.session.facts = dict(
+                zip(("threads", "cpu_capability"), ast.literal_eval(answer["data"]["text/plain"]))
+            )
 
 
 def _client(nb_man, kernel_name: str, session: Session) -> _Client:
@@ -135,15 +125,6 @@ def _client(nb_man, kernel_name: str, session: Session) -> _Client:
     )  # fmt: skip
     client.session = session
     return client
-
-
-def _fork_kernels(address: str) -> None:
-    """Have kernels forked from the warm process at this address; also where the package was installed without it."""
-    os.environ[ADDRESS] = address
-    factory = KernelProvisionerFactory.instance()
-    entry = EntryPoint(PROVISIONER, "casestudies_lib.runner.warm_provisioner:WarmProvisioner", factory.GROUP_NAME)
-    factory.provisioners.setdefault(PROVISIONER, entry)
-    factory.default_provisioner_name = PROVISIONER
 
 
 def _characters(value: object) -> int:
@@ -163,9 +144,8 @@ def _engine(session: Session) -> type[Engine]:
         def execute_managed_notebook(cls, nb_man, kernel_name, **_options) -> None:
             session.notebook = nb_man.nb
             for attempt in range(_ATTEMPTS):
-                client = _client(nb_man, kernel_name, session)
                 try:
-                    client.execute(cleanup_kc=True)
+                    _client(nb_man, kernel_name, session).execute(cleanup_kc=True)
                     return
                 except RuntimeError:
                     if session.begun or attempt == _ATTEMPTS - 1:
@@ -174,67 +154,56 @@ def _engine(session: Session) -> type[Engine]:
     return CasebookEngine
 
 
-def _run(job: dict, session: Session) -> None:
-    papermill_engines.register("casebook", _engine(session))
-    papermill.execute_notebook(
-        SOURCE, None, parameters=job["parameters"], engine_name="casebook", kernel_name="python3",
-        language="python", progress_bar=False, request_save_on_cell_execute=False, cwd=job["folder"],
-    )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _private_events() -> Iterator[int]:
-    """Give the events a descriptor of their own and point standard output at standard error, for the kernel too."""
-    events = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield events
-    finally:
-        os.close(events)
-
-
-def _stop(*_signal: object) -> None:
-    raise Stopped
+def _stop(number: int, _frame: object) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    raise Stopped("time limit" if number == signal.SIGALRM else "stopped")
 
 
 def _problem(error: BaseException, session: Session) -> dict:
-    """Return the kind and text of what ended the run early; errors in cells are left for the parent to read."""
+    """Return the kind and text of what ended the run early; errors in cells are left for the casebook to read."""
     if session.shown > OUTPUT_LIMIT:
         return {"kind": "output", "detail": f"more than {OUTPUT_LIMIT // 2**20} MB of output; print less"}
-    kinds = {
-        DeadKernelError: "kernel died",
-        CellTimeoutError: "cell time-out",
-        OSError: "system",
-        Stopped: "stopped",
-    }
+    if isinstance(error, Stopped):
+        return {"kind": error.code, "detail": ""}
+    kinds = {DeadKernelError: "kernel died", CellTimeoutError: "cell time-out", OSError: "system"}
     kind = next((kind for cls, kind in kinds.items() if isinstance(error, cls)), "unexpected")
     return {"kind": kind, "detail": str(error) or type(error).__name__, "errno": getattr(error, "errno", None)}
 
 
-def main(job_file: str) -> int:
+def main(folder: Path) -> int:
     """Execute the job and leave the notebook as far as it came; returns the exit status."""
-    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
-    signal.signal(signal.SIGTERM, _stop)
-    folder = Path(job_file).parent
+    die_with_parent(signal.SIGTERM)
+    adopt_orphans()
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, _stop)
+    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    if os.getppid() != job["parent"]:  # it died while this process was importing
+        return 1
     os.chdir(folder)  # papermill takes braces in a path for its own templates, so it gets names only
-    problem = None
-    if job["warm"]:
-        _fork_kernels(job["warm"])
-    with _private_events() as events:
-        session = Session(events, folder, job["cell_limit"], job["root"])
-        try:
-            _run(job, session)
-        except PapermillExecutionError:
-            pass  # an error output in a cell: the parent reads it from the notebook
-        except BaseException as error:
-            problem = _problem(error, session)
-        try:
-            session.save()
-        except OSError as error:
-            problem = problem or _problem(error, session)
-        session.report(event="end", problem=problem, facts=session.facts)
+    session, problem = Session(folder, job["cell_limit"]), None
+    papermill_engines.register("casebook", _engine(session))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, job["time_limit"])
+        papermill.execute_notebook(
+            SOURCE, None, parameters=job["parameters"], engine_name="casebook", kernel_name="python3",
+            language="python", progress_bar=False, request_save_on_cell_execute=False, cwd=job["notebooks"],
+        )  # fmt: skip
+    except PapermillExecutionError:
+        pass  # an error output in a cell: the casebook reads it from the notebook
+    except BaseException as error:
+        problem = _problem(error, session)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        session.save()
+    except OSError as error:
+        problem = problem or _problem(error, session)
+    kill_descendants()
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    session.facts["peak_memory_mb"] = round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+    session.report(event="end", problem=problem, facts=session.facts)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

@@ -4,8 +4,7 @@ import re
 
 from casestudies_lib.records import MEASUREMENTS_MIME, VERDICTS_MIME
 from casestudies_lib.runner.chapters import source_of
-from casestudies_lib.runner.page_outputs import unpublishable
-from casestudies_lib.runner.private import private_traces_in
+from casestudies_lib.runner.publishable import private_traces_in, unpublishable
 from casestudies_lib.site.case import Case, CaseError
 from casestudies_lib.site.figures import linked
 from casestudies_lib.site.templates import render

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from casestudies_lib import paths
 from casestudies_lib.runner.errors import Failure
-from casestudies_lib.runner.results import replace_file
+from casestudies_lib.runner.files import replace_file
 from casestudies_lib.site.publish import build_book
 
 FLAGS = (

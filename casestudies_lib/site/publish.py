@@ -20,8 +20,8 @@ import casestudies_lib
 from casestudies_lib import paths
 from casestudies_lib.claims import ReportError
 from casestudies_lib.runner.errors import CasebookError, Failure, Mistake
-from casestudies_lib.runner.private import private_traces
-from casestudies_lib.runner.results import locked
+from casestudies_lib.runner.files import locked
+from casestudies_lib.runner.publishable import private_traces
 from casestudies_lib.site.stage import RESULT, stage_book
 
 MARKER = "casebook-site.json"

@@ -59,11 +59,7 @@ class Students:
 
 
 def simulate_students(
-    generator: torch.Generator,
-    students: int,
-    concepts: int = 20,
-    slots: int = 60,
-    mean_length: float = 10.0,
+    generator: torch.Generator, students: int, concepts: int = 20, slots: int = 60, mean_length: float = 10.0
 ) -> Students:
     """Draw students with known ability, learning and forgetting, who practise one concept a few times in a row.
 
@@ -126,31 +122,6 @@ def _draw_practice(
     return fresh.gather(1, last_move)
 
 
-def load_students(path: str | Path, concepts: int = 100, slots: int = 200) -> Students:
-    """Read one file of ASSISTments 2015 responses in either of its two published layouts.
-
-    The layout with three lines a student ("student, id"; concept ids; responses) and the CSV with the columns user_id,
-    log_id, sequence_id and correct are told apart by the first line. Concept ids 1 … C become 0 … C − 1 in the first
-    layout; in the second, sequence ids are numbered in rising order (so load files that belong together by
-    `load_split`). Longer histories are cut into pieces of `slots`; pieces of fewer than 3 responses are dropped, as
-    the published pipeline does.
-
-    Args:
-        path: the file.
-        concepts: how many concepts there may be.
-        slots: length that every history is padded to.
-
-    Raises:
-        RecordError: the file is missing, empty, cut short, laid out otherwise, holds a response other than 0 or 1, a
-            concept out of range, a student without responses, or no student with 3 responses or more.
-        ValueError: fewer than 3 slots.
-
-    Source: arghosh/AKT (three-line layout, fold 1); ASSISTments 2015 skill-builder data set (CSV layout); the cut to
-        pieces and the minimum of 3: pykt-toolkit data configuration (`maxlen`, `min_seq_len`).
-    """
-    return _cut_and_pad(_read_histories([Path(path)], concepts)[0], slots)
-
-
 def _cut_and_pad(histories: Histories, slots: int) -> Students:
     if slots < SHORTEST:
         raise ValueError(f"slots={slots}; at least {SHORTEST} are needed, the shortest history kept")
@@ -160,19 +131,6 @@ def _cut_and_pad(histories: Histories, slots: int) -> Students:
         for start in range(0, len(asked), slots)
     ]
     return _pad([piece for piece in pieces if len(piece[0]) >= SHORTEST], slots)
-
-
-def load_split(path: str | Path, concepts: int = 100, slots: int = 200) -> tuple[Students, Students]:
-    """Return training and test students from a folder with train.csv and test.csv, or from one file.
-
-    One file is split before histories are cut to pieces: of every five students four train and one tests, so no
-    student is on both sides as long as the file holds each once. The files of a folder share one numbering of concepts.
-
-    Raises:
-        RecordError: as `load_students`; a folder that lacks one of the two files; a file with fewer than ten students.
-    """
-    train, test = _split_histories(path, concepts)
-    return _cut_and_pad(train, slots), _cut_and_pad(test, slots)
 
 
 def _split_histories(path: str | Path, concepts: int) -> tuple[Histories, Histories]:
@@ -327,13 +285,22 @@ def simulated_classroom(seed: int, students: int, concepts: int, slots: int, mea
 
 
 def recorded_classroom(path: str | Path, seed: int, students: int, concepts: int, slots: int) -> Classroom:
-    """Return real students from a folder or file: a random draw of the training part, the first of the test part.
+    """Return real students: a random draw of the training part, the first of the test part.
 
-    Students are drawn before their histories are cut to pieces, so that no student's pieces are on two sides. At most
-    `students` rows are returned a part, and fewer where the records hold fewer.
+    `path` is a folder with train.csv and test.csv, which share one numbering of concepts, or one file: of every five of
+    its students four train and one tests. A file has either published layout of ASSISTments 2015: three lines a student
+    ("student, id"; concept ids from 1; responses), or a CSV with user_id, log_id, sequence_id and correct, whose
+    sequence ids are numbered in rising order. Students are drawn before their histories are cut to pieces of `slots`,
+    so that no student's pieces are on two sides; pieces of fewer than 3 responses are dropped, as the published
+    pipeline does. At most `students` rows are returned a part, and fewer where the records hold fewer.
 
     Raises:
-        RecordError: as `load_split`.
+        RecordError: a file is missing, empty, cut short, laid out otherwise, holds a response other than 0 or 1, a
+            concept out of range, a student without responses, or too few students.
+        ValueError: fewer than 3 slots.
+
+    Source: arghosh/AKT (three-line layout, fold 1); ASSISTments 2015 skill-builder data set (CSV layout); the cut to
+        pieces and the minimum of 3: pykt-toolkit data configuration (`maxlen`, `min_seq_len`).
     """
     learners, test = _split_histories(path, concepts)
     order = torch.randperm(len(learners), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -10,7 +10,7 @@ PROBED = range(3)
 def chapter(bench):
     """The chapter with short runs, up to each of its judgements."""
     chapter = bench("mixing_gates", SMALL)
-    chapter.run_cells("import math", "corpus = text.harbour()", "WARM_UP =", "def draw(", "class Run(", "KINDS = [")
+    chapter.run_cells("import math", "corpus = harbour()", "WARM_UP =", "def draw(", "class Run(", "KINDS = [")
     chapter.run_cells("gains = {kind", "COUPLED = Switches(", "def cost_of_removal(", "MAKE = {", "gated = train(")
     chapter.run("decay_only = np.cumprod(1 - rates * weight_decay)")
     chapter.run_cells("again = [losses", "gpt2 = {", "def explained(", "repeat = GatedModel(")

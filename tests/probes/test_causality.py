@@ -1,14 +1,14 @@
 """The probe finds what past outputs should not see, in models of many kinds, and is silent on their causal twins."""
 
 import copy
-import json
 
 import pytest
 import torch
+from registry import drawn
 from torch import nn
 from torch.nn import functional
 
-from casestudies_lib.probes import ProbeFault, ProbeInputError, causality
+from casestudies_lib.probes import causality
 
 SEEDS = range(10)
 TOKENS, VOCABULARY, DIM = 12, 9, 8
@@ -315,7 +315,7 @@ def test_the_size_of_a_leak_is_measured_far_below_single_precision(size, seed):
 @pytest.mark.parametrize("reach", [1, 3])
 def test_the_reach_of_a_leak_is_told(reach):
     model = Convolution(left=1, right=reach)
-    result = causality(model, torch.randn(2, TOKENS, DIM), cuts=[6])
+    result = causality(model, drawn(0, 2, TOKENS, DIM), cuts=[6])
     assert f"an output sees at least {reach} positions ahead" in result.findings[0].measured
     assert f"moves {reach} of 6 outputs" in result.findings[0].measured
 
@@ -330,7 +330,7 @@ def test_a_leak_between_two_cuts_is_missed_and_found_with_a_cut_between():
             out = values * self.scale
             return torch.cat([out[:, :3], out[:, 3:4] + out[:, 4:5], out[:, 4:]], 1)
 
-    values = torch.randn(2, TOKENS, DIM)
+    values = drawn(0, 2, TOKENS, DIM)
     assert causality(Pair(), values, cuts=[1, 6]).ok is True
     assert causality(Pair(), values, cuts=[4]).ok is False
 
@@ -453,8 +453,8 @@ def test_a_model_in_half_precision_is_judged_in_double(dtype):
 
 def test_other_axes_outputs_and_calls():
     lstm = nn.LSTM(DIM, DIM)
-    assert causality(lstm, torch.randn(TOKENS, 2, DIM), position_axis=0, batch_axis=1).ok is True
-    unbatched = torch.randn(TOKENS, DIM)
+    assert causality(lstm, drawn(0, TOKENS, 2, DIM), position_axis=0, batch_axis=1).ok is True
+    unbatched = drawn(0, TOKENS, DIM)
     assert causality(nn.LSTM(DIM, DIM, bidirectional=True), unbatched, position_axis=0, batch_axis=None).ok is False
 
     class ChannelsFirst(nn.Module):
@@ -484,93 +484,3 @@ def test_bool_tokens_and_a_logit_of_minus_infinity_are_no_trouble():
 
     tokens = torch.rand(2, TOKENS, generator=torch.Generator().manual_seed(0)) > 0.5
     assert causality(Forbids(), tokens).ok is True
-
-
-# Left as found.
-
-
-@pytest.mark.parametrize("breaks", [False, True])
-def test_the_model_the_tokens_and_the_random_generators_are_left_as_found(breaks):
-    model = seeded(0, lambda: Embedded(Remembers("with graph")))
-    model(tokens_of(1)).sum().backward()
-    model.mixer.project.weight.requires_grad_(False)
-    model.head.eval()
-    tokens = tokens_of(0)
-    inputs, state = tokens.clone(), {name: value.clone() for name, value in model.state_dict().items()}
-    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-    last, generator, default = model.mixer.last, torch.get_rng_state(), torch.get_default_dtype()
-
-    def call(module, tokens):
-        if breaks:
-            raise RuntimeError("broken on purpose")
-        return module(tokens)
-
-    if breaks:
-        with pytest.raises(RuntimeError, match="on purpose"):
-            causality(model, tokens, call=call)
-    else:
-        causality(model, tokens, call=call)
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert all(value.dtype == torch.float32 for value in model.parameters())
-    for parameter, gradient in zip(model.parameters(), gradients):
-        assert (parameter.grad is None) if gradient is None else torch.equal(parameter.grad, gradient)
-    assert model.mixer.last is last
-    assert model.mixer.calls == 1
-    assert [model.head.training, model.mixer.training] == [False, True]
-    assert not model.mixer.project.weight.requires_grad
-    assert torch.equal(torch.get_rng_state(), generator)
-    assert torch.get_default_dtype() == default
-    assert torch.equal(tokens, inputs)
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
-
-
-def test_a_model_asked_under_inference_mode_answers_all_the_same():
-    model = seeded(0, lambda: Embedded(Convolution(left=2, right=0)))
-    for mode in (torch.no_grad(), torch.inference_mode()):
-        with mode:
-            assert causality(model, tokens_of(0)).ok is True
-
-
-# Bad input.
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model": "model"}, "module is a str"),
-        ({"tokens": [1, 2]}, "tokens is a list"),
-        ({"tokens": torch.zeros(2, 0, dtype=torch.long)}, r"shape \(2, 0\)"),
-        ({"tokens": torch.ones(2, 1, dtype=torch.long)}, "fewer than 2 positions"),
-        ({"tokens": torch.ones(2, 4, dtype=torch.long)}, "tokens holds only 1"),
-        ({"position_axis": 2}, "position_axis is 2"),
-        ({"position_axis": 0}, "both 0"),
-        ({"batch_axis": True}, "batch_axis is True"),
-        ({"output_axis": -1}, "output_axis is -1"),
-        ({"output_axis": 2}, r"no floating-point tensor with 12 positions on axis 2.*\(2, 12, 9\)"),
-        ({"cuts": [0]}, "positions from 1 to 11"),
-        ({"cuts": [12]}, "positions from 1 to 11"),
-        ({"cuts": []}, "positions from 1 to 11"),
-        ({"cuts": 3.5}, "positions from 1 to 11"),
-        ({"jitter": -1}, "jitter is -1"),
-        ({"call": 3}, "call is a int"),
-        ({"call": lambda module, tokens: module(tokens)[:, :-1]}, r"shapes are \[\(2, 11, 9\)\]"),
-        ({"call": lambda module, tokens: None}, "it returned None"),
-    ],
-)
-def test_bad_input_is_refused_with_its_name(change, message):
-    given = {"model": Embedded(nn.Identity()), "tokens": tokens_of(0), **change}
-    with pytest.raises(ProbeInputError, match=message):
-        causality(**given)
-
-
-# Forms of the answer.
-
-
-def test_the_answer_survives_json_has_a_chart_and_stops_a_run():
-    result = causality(Embedded(Running(whole=True)), tokens_of(0))
-    read = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert read["findings"][0]["chapter"] == "mixing_gates"
-    assert read["measures"]["cuts"][0] == 1
-    assert result.plot().patches[0].get_hatch() == "///"
-    with pytest.raises(ProbeFault, match="future tokens"):
-        result.raise_if_found()

@@ -1,14 +1,14 @@
 """The probe tells dead, absorbed, detached, saturated and decaying gates from living ones, and measures branches."""
 
-import json
 import math
 
 import pytest
 import torch
+from registry import drawn
 from torch import nn
 from torch.nn import functional
 
-from casestudies_lib.probes import ProbeFault, ProbeInputError, gates
+from casestudies_lib.probes import gates
 
 SEEDS = range(10)
 DIM, HEADS = 6, 3
@@ -346,7 +346,7 @@ def test_a_sigmoid_further_down_the_model_is_not_the_gates():
         def forward(self, values):
             return self.layer(values + self.alpha * values.tanh()).sigmoid()
 
-    result = gates(Late(), lambda module, batch: module(batch).mean(), torch.randn(4, DIM), names="alpha")
+    result = gates(Late(), lambda module, batch: module(batch).mean(), drawn(0, 4, DIM), names="alpha")
     assert result.measures["alpha"]["squash"] == ""
     assert result.measures["alpha"]["slope"] is None
 
@@ -369,7 +369,7 @@ def test_gates_in_a_list_of_parameters_are_measured_where_they_act():
         def forward(self, values):
             return values + self.mixes[0] * self.first(values) + self.mixes[1] * self.second(values)
 
-    model, batch = Listed(), torch.randn(4, DIM)
+    model, batch = Listed(), drawn(0, 4, DIM)
     result = gates(model, lambda module, batch: module(batch).square().mean(), batch, names="mixes.*")
     for place, layer in enumerate((model.first, model.second)):
         expected = layer(batch).square().mean().sqrt().item()
@@ -420,97 +420,3 @@ def test_a_dead_gate_is_unknown_where_no_step_can_be_tried():
     living = seeded(0, Model)
     optimiser = torch.optim.LBFGS(living.parameters())
     assert gates(living, loss, batch_of(0), names="*alpha", optimiser=optimiser).ok is True
-
-
-# Left as found.
-
-
-@pytest.mark.parametrize("breaks", [False, True])
-def test_model_optimiser_and_random_generators_are_left_as_found(breaks):
-    model = seeded(0, Model, 0.3, "guarded")
-    model.into = nn.Sequential(model.into, nn.BatchNorm1d(DIM), nn.Dropout(0.1))
-    optimiser = adamw(model)
-    loss(model, batch_of(1)).backward()
-    optimiser.step()
-    model.head.eval()
-    model.head.bias.requires_grad_(False)
-    calls = []
-
-    def counted(module, batch):
-        calls.append(0)
-        if breaks and len(calls) > 3:
-            raise KeyboardInterrupt
-        return loss(module, batch)
-
-    def snapshot():
-        return (
-            {name: value.tolist() for name, value in model.state_dict().items()},
-            [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
-            [p.requires_grad for p in model.parameters()],
-            [part.training for part in model.modules()],
-            [len(part._forward_hooks) for part in model.modules()],
-            repr(optimiser.state_dict()),
-            torch.get_rng_state().tolist(),
-            torch.get_default_dtype(),
-            [id(parameter) for parameter in model.parameters()],
-        )
-
-    before = snapshot()
-    if breaks:
-        with pytest.raises(KeyboardInterrupt):
-            gates(model, counted, batch_of(0), names="*alpha", optimiser=optimiser)
-    else:
-        gates(model, counted, batch_of(0), names="*alpha", optimiser=optimiser)
-    assert snapshot() == before
-
-
-# Bad input.
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model": "model"}, "module is a str"),
-        ({"loss": nn.MSELoss()}, "loss is a MSELoss"),
-        ({"names": "block.alhpa"}, "no gate is called 'block.alhpa'; near it: block.alpha"),
-        ({"names": []}, "no gate name was given"),
-        ({"names": "block.branch.0.weight"}, r"shape \(6, 6\); a gate is one number"),
-        ({"optimiser": "adam"}, "optimiser is a str"),
-        ({"steps": 0}, "steps is 0"),
-        ({"saturated": 2}, "saturated is 2"),
-        ({"mostly_decay": -1}, "mostly_decay is -1"),
-        ({"branches": ["block.branch"]}, "branches is a list"),
-        ({"branches": {"alpha": "block.branch"}}, "branches: no chosen gate is called 'alpha'; near it: block.alpha"),
-        ({"branches": {"block.alpha": "block.brunch"}}, "no submodule is called 'block.brunch'; near it: block.branch"),
-        ({"further_batches": 3}, "further_batches is a int"),
-        ({"loss": lambda m, b: m(b[0])}, r"shape \(16, 1\)"),
-    ],
-)
-def test_bad_input_is_refused_with_its_name(change, message):
-    given = {"model": Model(), "loss": loss, "batch": batch_of(0), "names": "block.alpha", **change}
-    with pytest.raises(ProbeInputError, match=message):
-        gates(**given)
-
-
-def test_a_long_vector_is_no_gate():
-    with pytest.raises(ProbeInputError, match="at most 128 heads"):
-        gates(nn.LayerNorm(512), lambda m, b: m(b).sum(), torch.ones(2, 512), names="weight")
-
-
-def test_a_loss_that_ignores_the_module_it_is_given_is_refused():
-    model = Model()
-    with pytest.raises(ProbeInputError, match="passes copies"):
-        gates(model, lambda module, batch: loss(model, batch), batch_of(0), names="*alpha")
-
-
-# Forms of the answer.
-
-
-def test_the_answer_survives_json_has_a_chart_and_stops_a_run():
-    result = ask(0, 0.0, "guarded")
-    read = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert read["findings"][0]["chapter"] == "mixing_gates"
-    assert read["measures"]["block.alpha"]["state"] == "absorbed"
-    assert result.plot().patches[0].get_hatch() == "///"
-    with pytest.raises(ProbeFault, match=r"block\.alpha"):
-        result.raise_if_found()

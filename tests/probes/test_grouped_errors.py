@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from casestudies_lib.probes import ProbeFault, ProbeInputError, grouped_errors
+from casestudies_lib.probes import ProbeFault, grouped_errors
 from casestudies_lib.stats import bootstrap_groups
 
 SEEDS = range(10)
@@ -126,46 +126,3 @@ def test_few_rows_are_resampled_one_by_one_for_the_interval_by_row():
         np.arange(40), lambda rows: np.corrcoef(predicted[rows], target[rows])[0, 1], 4000, np.random.default_rng(1)
     )
     assert (low, high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.02)
-
-
-def test_it_draws_from_its_own_seed_and_changes_no_array():
-    arrays = readings(0, BLANK)
-    kept = [array.copy() for array in arrays]
-    state = np.random.get_state()[1].copy()
-    first, again = (grouped_errors(*arrays).to_dict() for _ in range(2))
-    assert first == again
-    assert (np.random.get_state()[1] == state).all()
-    assert all((array == before).all() for array, before in zip(arrays, kept))
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        (lambda p, t, g: (p, t, np.append(g[:-1], 99)), "group 99 has one member; a group's errors need"),
-        (
-            lambda p, t, g: (p, t, np.append(g[:-2], [99, 98])),
-            "2 groups have one member each .the first is 98.; a group's errors need",
-        ),
-        (lambda p, t, g: (p * 1e-200, t * 1e-200, g), "r is not defined: the squares of targets from .* scale both"),
-        (lambda p, t, g: (p, np.ones_like(t), g), "target holds no two different values"),
-        (lambda p, t, g: (np.ones_like(p), t, g), "predicted holds no two different values"),
-        (lambda p, t, g: (p, t, np.zeros_like(g)), "all rows belong to group 0"),
-        (lambda p, t, g: (p[:-1], t, g), "give one of each a row"),
-        (lambda p, t, g: (np.append(p[:-1], np.nan), t, g), "predicted holds nan"),
-        (lambda p, t, g: (p, np.append(t[:-1], np.inf), g), "target holds inf"),
-        (lambda p, t, g: (p.reshape(2, -1), t, g), "give one number a row"),
-        (lambda p, t, g: (["a"] * len(p), t, g), "not a sequence of numbers"),
-        (lambda p, t, g: (p[:0], t[:0], g[:0]), "no two different values"),
-    ],
-)
-def test_what_it_cannot_work_with_is_refused(change, complaint):
-    with pytest.raises(ProbeInputError, match=complaint):
-        grouped_errors(*change(*readings(0)))
-
-
-@pytest.mark.parametrize(
-    "settings", [{"times_median": 1.0}, {"times_median": float("inf")}, {"resamples": 10}, {"resamples": 1e3}]
-)
-def test_settings_that_mean_nothing_are_refused(settings):
-    with pytest.raises(ProbeInputError, match=next(iter(settings))):
-        grouped_errors(*readings(0), **settings)

@@ -15,9 +15,9 @@ import nbformat
 import psutil
 import pytest
 
-from casestudies_lib.runner import results
+from casestudies_lib.runner.results import NOTEBOOK, PROVENANCE, VERDICT_FILE, read_result
 
-RESULT_FILES = {results.NOTEBOOK, results.VERDICTS, results.SEAL}
+RESULT_FILES = {NOTEBOOK, VERDICT_FILE, PROVENANCE}
 PARAMETERS = """\
 seed = 0  # first seed [seed: 0 to 1000]
 n_seeds = 6  # paired seeds for every effect [seeds: 5 to 64]
@@ -126,42 +126,25 @@ class Book:
         for process in self.started:
             process.communicate()
 
-    def messages(self, stderr: str) -> str:
+    def said(self, done: subprocess.CompletedProcess) -> str:
         """Return what standard error says beside progress."""
-        return "\n".join(line for line in stderr.splitlines() if not re.match(r"\w+: \d+/\d+ cells, ", line))
+        lines = [line for line in done.stderr.splitlines() if not re.match(r"\w+: \d+/\d+ cells, ", line)]
+        assert "Traceback" not in done.stderr
+        return "\n".join(lines)
 
-    def stored_in(self, folder: Path) -> dict[str, bytes]:
-        """Return the files of a result, as far as they are there."""
-        return {name: (folder / name).read_bytes() for name in RESULT_FILES if (folder / name).exists()}
+    def result(self, slug: str = "tiny") -> Path:
+        """Return the one result folder of a chapter."""
+        (folder,) = self.results(slug)
+        return folder
 
-    def spared(self, folder: Path, earlier: dict[str, bytes]) -> str:
-        """Check that an earlier result is as it was; returns the statement for the table of faults."""
-        assert earlier.keys() == RESULT_FILES
-        assert self.stored_in(folder) == earlier
-        return "the earlier result is unchanged, byte for byte"
-
-    def nothing_stored(self, folder: Path) -> str:
-        """Check that there is no result, and nothing half-written; returns the statement for the table of faults."""
-        left = [path for path in folder.rglob("*") if not path.is_dir() or path.name.startswith(".")]
-        assert [path.name for path in left if path.name != results.FAILED] == []
-        return "no result, nothing half-written"
-
-    def one_whole_result(self, folder: Path) -> str:
-        """Check that a folder holds one result whose seal fits; returns the statement for the table of faults."""
-        assert {path.name for path in folder.iterdir()} == RESULT_FILES
-        assert len(results.read_result(folder).verdicts) == 2
-        return "one whole result, its seal fits"
-
-    def all_ended(self, seconds: float = 0.0) -> str:
-        """Check that no process of this book is alive after that time; returns the statement for the table."""
-        assert [survivor.cmdline() for survivor in self.wait_until_alone(seconds)] == []
-        return f"no process left after {seconds:g} s" if seconds else "no process left"
-
-    def runs_again(self, *arguments: str) -> str:
-        """Check that the same command now succeeds; returns the statement for the table of faults."""
-        done = self.casebook(*arguments)
-        assert done.returncode == 0, done.stderr
-        return "the cause gone, the same command succeeds"
+    def results(self, slug: str = "tiny") -> list[Path]:
+        """Return the result folders of a chapter, after checking that nothing half-written lies beside them."""
+        entries = list((self.runs / slug).iterdir()) if (self.runs / slug).exists() else []
+        folders = [path for path in entries if not path.name.endswith("failed.ipynb")]
+        for folder in folders:
+            assert {path.name for path in folder.iterdir()} == RESULT_FILES
+            read_result(folder)
+        return folders
 
     def survivors(self) -> list[psutil.Process]:
         """Return the living processes that descend from a `casebook` of this book."""
@@ -205,7 +188,6 @@ def book(tmp_path, monkeypatch):
     """A book with one chapter, `tiny`; this process and the commands it starts see it as their root."""
     book = make_book(tmp_path / "a book")
     monkeypatch.setenv("CASEBOOK_ROOT", str(book.root))
-    monkeypatch.setenv("CI", "1")  # a new process for each kernel: these chapters need none of what a warm one imports
     book.write_chapter("tiny")
     yield book
     book.end()
@@ -218,7 +200,7 @@ def finished(tmp_path_factory):
     shows = ("OMP_NUM_THREADS", "MPLBACKEND")
     omp, backend = (f"print(__import__('os').environ['{name}'])" for name in shows)
     book.write_chapter("tiny", (omp, "import os; os.getcwd()", backend))
-    settings = foreign_settings(tmp_path_factory.mktemp("home")) | {"API_TOKEN": book.secret, "CI": "1"}
+    settings = foreign_settings(tmp_path_factory.mktemp("home")) | {"API_TOKEN": book.secret}
     book.completed = book.casebook("run", "tiny", "--json", env=book.environment | settings)
     return book
 
@@ -238,7 +220,6 @@ def ran(finished, tmp_path, monkeypatch):
     shutil.copytree(finished.root, tmp_path / "a copy")
     copied = Book(tmp_path / "a copy")
     monkeypatch.setenv("CASEBOOK_ROOT", str(copied.root))
-    monkeypatch.setenv("CI", "1")
     yield copied
     copied.end()
 

@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 
 from casestudies_lib.runner.chapters import ChapterError, read_notebook, source_of, strict_json, title_of
-from casestudies_lib.runner.cleaning import cleaned, notebook_text
-from casestudies_lib.runner.code_rules import notebook_code_problems
-from casestudies_lib.runner.completeness import Incomplete, verdicts_of
-from casestudies_lib.runner.page_outputs import unpublishable
+from casestudies_lib.runner.executed import Incomplete, cleaned, notebook_text, verdicts_of
 from casestudies_lib.runner.parameters import parse_cell, read_parameters
-from casestudies_lib.runner.private import private_traces_in
+from casestudies_lib.runner.publishable import private_traces_in, unpublishable
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "notebooks" / "_template.ipynb"
 VALUES = st.one_of(
@@ -162,7 +159,6 @@ def everything_that_reads(content):
     [source_of(cell) for cell in notebook["cells"]]
     assert math.isfinite(len(notebook_text(cleaned(notebook))))
     unpublishable(notebook)
-    notebook_code_problems(notebook)
     private_traces_in(notebook)
     read_parameters(notebook, "n")
     verdicts_of(notebook, "_template", ["T1", "T2"])

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from casestudies_lib import cohort
 from casestudies_lib.cohort import CohortError, train, train_one_by_one
-from casestudies_lib.models.blocks import Dropout
-from casestudies_lib.models.distillation import LanguageModel, Sizes
+from casestudies_lib.models.blocks import initialise
+from casestudies_lib.models.distillation.model import LanguageModel, Sizes
 from casestudies_lib.models.gates import switches as gates
 from casestudies_lib.models.gates.model import GatedModel
 from casestudies_lib.models.gates.switches import Switches
@@ -67,31 +67,17 @@ def both(models, loss, make_batches, make_optimiser, **options):
     return together, apart, max(float((a[name] - b[name]).abs().max()) for a, b in states for name in a)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     seeds=st.integers(1, 6), rows=st.integers(1, 9), width=st.integers(4, 24),
     make_optimiser=st.sampled_from([adamw, sgd]), limit=st.sampled_from([None, 0.1, 1.0]),
 )  # fmt: skip
 @example(seeds=5, rows=32, width=64, make_optimiser=adamw, limit=1.0)
-def test_losses_agree_with_the_loop_over_fifty_steps(seeds, rows, width, make_optimiser, limit):
+def test_losses_agree_with_the_loop_over_many_steps(seeds, rows, width, make_optimiser, limit):
     models = [perceptron(seed, width) for seed in range(seeds)]
-    together, apart, _ = both(models, square_error, lambda: batches(seeds, 50, rows), make_optimiser, limit=limit)
-    assert together.shape == (50, seeds)
+    together, apart, _ = both(models, square_error, lambda: batches(seeds, 30, rows), make_optimiser, limit=limit)
+    assert together.shape == (30, seeds)
     assert torch.allclose(together, apart, rtol=1e-5, atol=1e-5)
-
-
-@settings(max_examples=8)
-@given(seeds=st.integers(1, 6), rows=st.integers(1, 9), width=st.integers(4, 24), limit=st.sampled_from([None, 0.1]))
-def test_in_double_precision_the_weights_agree_too(seeds, rows, width, limit):
-    """In single precision Adam turns the rounding noise of a zero gradient into whole steps, so weights may part."""
-
-    def double():
-        return ([Rows(row.inputs.double(), row.target.double()) for row in step] for step in batches(seeds, 30, rows))
-
-    models = [perceptron(seed, width).double() for seed in range(seeds)]
-    together, apart, apart_by = both(models, square_error, double, sgd, limit=limit)
-    assert torch.allclose(together, apart, rtol=1e-9, atol=1e-9)
-    assert apart_by < 1e-9
 
 
 def test_a_transformer_with_tied_weights_agrees_with_the_loop():
@@ -99,7 +85,7 @@ def test_a_transformer_with_tied_weights_agrees_with_the_loop():
 
     def texts():
         generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
-        for _ in range(50):
+        for _ in range(20):
             yield [torch.randint(11, (2, 8), generator=generator) for generator in generators]
 
     def next_token(model, ids):
@@ -111,7 +97,6 @@ def test_a_transformer_with_tied_weights_agrees_with_the_loop():
 
 
 SWITCHES = {
-    "plain": Switches(),
     "five mechanisms": Switches(
         reciprocal="transpose", latent=8, head_gate="past_tokens", cross_token=True, reciprocal_mlp="both"
     ),
@@ -120,13 +105,13 @@ SWITCHES = {
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_the_gated_models_of_a_chapter_agree_with_the_loop_over_fifty_steps(name):
+def test_the_gated_models_of_a_chapter_agree_with_the_loop_over_many_steps(name):
     """At chapter 3's sizes, fewer seeds aside, where the chapter itself trains a cohort."""
     sizes = gates.Sizes(vocab=60, tokens=32, dim=32, heads=4, blocks=2)
 
     def texts():
         generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
-        for _ in range(50):
+        for _ in range(15):
             yield [(torch.randint(60, (1, 33), generator=g), torch.randn(1, 32, 32, generator=g)) for g in generators]
 
     def next_token(model, batch):
@@ -147,17 +132,6 @@ def test_training_moves_the_models_that_were_handed_in_and_leaves_them_independe
         models[1][0].weight.zero_()
     assert torch.equal(models[0][0].weight, first)
     assert models[0][0].weight.untyped_storage().nbytes() == first.untyped_storage().nbytes()
-
-
-def test_no_seed_feels_another():
-    """The same seed beside other company takes the same way: its gradient, its clipping and its moments are its own."""
-    wild = [Rows(torch.full((4, 5), 50.0), torch.full((4,), 1e4))] * 30
-    alone, company = [perceptron(0)], [perceptron(0), perceptron(1)]
-    own = [batch[0] for batch in batches(1, 30)]
-    train(alone, square_error, [[batch] for batch in own], adamw, limit=0.5)
-    train(company, square_error, list(zip(own, wild)), adamw, limit=0.5)
-    for mine, theirs in zip(alone[0].parameters(), company[0].parameters()):
-        assert torch.allclose(mine, theirs, atol=1e-6)
 
 
 def test_each_models_gradient_is_clipped_by_its_own_norm():
@@ -186,7 +160,9 @@ def test_frozen_parameters_stay_and_the_rest_learns():
 
 def test_running_statistics_of_batch_norm_are_kept_for_each_seed():
     def normed(seed):
-        return nn.Sequential(nn.Linear(5, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 1))
+        model = nn.Sequential(nn.Linear(5, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 1))
+        initialise(model, torch.Generator().manual_seed(seed))
+        return model
 
     together, apart, apart_by = both([normed(seed) for seed in range(3)], square_error, lambda: batches(3, 20), sgd)
     assert torch.allclose(together, apart, rtol=1e-5, atol=1e-5)
@@ -256,9 +232,9 @@ def draws(model, batch):
 @pytest.mark.parametrize(
     ("loss", "says"),
     [
-        (branches, r"asks for the value of a tensor \(`if loss > 1:`\): use torch\.where"),
-        (indexes_by_mask, r"boolean mask as index\?\): use torch\.where, or multiply by the mask"),
-        (takes_a_float, r"`float\(\.\.\.\)`"),
+        (branches, r"asks for the value of a tensor \(.*`if loss > 1:`.*\): use torch\.where"),
+        (indexes_by_mask, r"depends on values \(.*boolean mask as index\): use torch\.where, or multiply by the mask"),
+        (takes_a_float, r"asks for the value of a tensor \(`\.item\(\)`"),
         (draws, r"draws random numbers in its forward pass"),
     ],
 )
@@ -267,15 +243,6 @@ def test_what_vmap_refuses_is_said_with_what_to_do_and_the_loop_still_takes_it(l
         train([perceptron(seed) for seed in range(2)], loss, batches(2, 1), adamw)
     assert "train_one_by_one" in str(refused.value)
     assert train_one_by_one([perceptron(seed) for seed in range(2)], loss, batches(2, 1), adamw).shape == (1, 2)
-
-
-def test_dropout_with_its_own_generator_is_refused_in_training_and_taken_at_rate_zero():
-    def thinned(seed, rate):
-        return nn.Sequential(nn.Linear(5, 4), Dropout(rate, torch.Generator().manual_seed(seed)), nn.Linear(4, 1))
-
-    with pytest.raises(CohortError, match="draws random numbers"):
-        train([thinned(seed, 0.2) for seed in range(2)], square_error, batches(2, 1), adamw)
-    assert train([thinned(seed, 0.0) for seed in range(2)], square_error, batches(2, 1), adamw).shape == (1, 2)
 
 
 def test_an_error_of_the_models_own_stays_what_it_is():
@@ -323,30 +290,6 @@ def test_models_that_are_not_alike_are_refused_by_what_differs(models, says):
     """Without this, the first model's settings would silently be used for all."""
     with pytest.raises(CohortError, match=says):
         cohort.stack(models())
-
-
-@pytest.mark.parametrize(
-    ("steps", "says"),
-    [
-        ([], "no step was taken"),
-        ([list(next(batches(1, 1)))], "1 batches for 2 models"),
-        ([[next(batches(1, 1, 4))[0], next(batches(1, 1, 5))[0]]], "batch 1 is not of the form of batch 0"),
-        ([[{"x": object()}] * 2], "a batch holds a object"),
-    ],
-)
-def test_batches_that_do_not_fit_are_refused(steps, says):
-    with pytest.raises(CohortError, match=says):
-        train([perceptron(0), perceptron(1)], square_error, steps, adamw)
-
-
-def test_an_optimiser_that_mixes_elements_is_refused():
-    with pytest.raises(CohortError, match="LBFGS may mix elements of a tensor"):
-        train([perceptron(0)], square_error, batches(1, 1), torch.optim.LBFGS)
-
-
-def test_a_loss_that_is_no_single_number_is_refused():
-    with pytest.raises(CohortError, match=r"shape \(4,\) a seed; reduce it to one number"):
-        train([perceptron(0)], lambda model, batch: model(batch.inputs).squeeze(-1), batches(1, 1), adamw)
 
 
 def test_models_are_whole_again_after_an_error():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from casestudies_lib import cost
+from casestudies_lib.models import cost
 
 
 def test_operations_of_a_linear_layer_are_two_a_multiply_add():

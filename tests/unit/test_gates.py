@@ -12,18 +12,9 @@ from torch.nn import functional
 from casestudies_lib.models.gates import ladder
 from casestudies_lib.models.gates.attention import Attention
 from casestudies_lib.models.gates.feed_forward import Coupler, HeadGate, LearnedWidth
-from casestudies_lib.models.gates.mixing import PrunedLinear, band, computed, mix, running_mean, strongest
+from casestudies_lib.models.gates.mixing import PrunedLinear, band, running_mean, strongest
 from casestudies_lib.models.gates.model import GatedModel, Planted
-from casestudies_lib.models.gates.switches import (
-    ALLOWED,
-    ALPHAS,
-    RATIOS,
-    Sizes,
-    SwitchError,
-    Switches,
-    links,
-    switched,
-)
+from casestudies_lib.models.gates.switches import ALLOWED, ALPHAS, RATIOS, Sizes, Switches, links
 
 SIZES = Sizes(vocab=13, tokens=10, dim=16, heads=4, blocks=2, gate_dim=3, window=4)
 COUPLED = {"latent": 8, "reciprocal_mlp": "both"}
@@ -122,31 +113,10 @@ def test_every_parameter_of_a_mechanism_as_meant_gets_a_gradient(switches):
         assert idle == set()
 
 
-def test_gates_and_contexts_of_another_batch_size_are_refused_until_forgotten():
-    built = model(head_gate="previous_batch")
-    built(text(3))
-    with pytest.raises(ValueError, match=r"2 texts after a batch of 3; call forget\(\)"):
-        built(text(2))
-    built.forget()
-    assert built(text(2)).shape == (2, 9, SIZES.vocab)
-
-
 def test_one_seed_gives_one_model_and_another_another():
     first, same, other = (logits(model(seed), text()) for seed in (0, 0, 1))
     assert torch.equal(first, same)
     assert not torch.allclose(first, other)
-
-
-@pytest.mark.parametrize("tokens", [0, 11])
-def test_texts_that_do_not_fit_are_refused(tokens):
-    with pytest.raises(ValueError, match="positions"):
-        model()(text(tokens=tokens))
-
-
-def test_switches_that_are_off_leave_the_plain_model():
-    plain = logits(model(), text())
-    for switches in ({"head_gate": "past_tokens", "force_open": True}, {"guard": True}, {"coupler": "untied"}):
-        assert torch.allclose(logits(model(**switches), text()), plain, atol=1e-12)
 
 
 # Attention
@@ -190,17 +160,6 @@ def test_reciprocal_attention_is_the_loop_with_its_term(kind):
     part, hidden = attention(reciprocal=kind), normal(2, 9, SIZES.dim)
     expected = torch.stack([by_hand(part, row, TERMS[kind]) for row in hidden])
     assert torch.allclose(part(hidden).added, expected, atol=1e-10)
-
-
-def test_adding_the_scores_again_is_a_temperature():
-    hot, cold = attention(reciprocal="repeat"), attention()
-    cold.load_state_dict(hot.state_dict(), strict=False)
-    hot.window = 99
-    with torch.no_grad():
-        cold.query.weight.mul_(1 + ALPHAS["reciprocal_alpha"])
-        cold.query.bias.mul_(1 + ALPHAS["reciprocal_alpha"])
-        hidden = normal(2, 9, SIZES.dim)
-        assert torch.allclose(hot(hidden).added, cold(hidden).added, atol=1e-12)
 
 
 @torch.no_grad()
@@ -368,19 +327,6 @@ def test_a_mask_whose_edge_lies_beyond_the_widest_is_the_widest_feed_forward():
 # Mixing, planting, pruning
 
 
-@given(st.floats(-2, 2), st.floats(-2, 2), st.floats(-2, 2))
-def test_mixing_adds_the_branch_or_puts_it_in_place_of_the_base(base, branch, alpha):
-    given_ = [torch.tensor(value, dtype=torch.float64) for value in (base, branch, alpha)]
-    assert float(mix(*given_, convex=False)) == pytest.approx(base + alpha * branch, abs=1e-12)
-    assert float(mix(*given_, convex=True)) == pytest.approx((1 - alpha) * base + alpha * branch, abs=1e-12)
-
-
-@given(st.floats(-1, 1))
-def test_the_guard_leaves_out_every_weight_that_is_not_positive(alpha):
-    assert computed(torch.tensor(alpha, dtype=torch.float64), guard=True) == (alpha > 0)
-    assert computed(torch.tensor(alpha, dtype=torch.float64), guard=False)
-
-
 @pytest.mark.parametrize(
     ("switches", "name"),
     [
@@ -445,60 +391,6 @@ def test_the_band_and_the_running_mean_are_their_loops(tokens, window):
     assert all(torch.allclose(means[0, i], values[0, : i + 1].mean(0)) for i in range(tokens))
 
 
-# Bad input
-
-
-@pytest.mark.parametrize("name", ALLOWED)
-def test_an_unknown_setting_is_refused_with_what_is_allowed(name):
-    with pytest.raises(SwitchError, match=rf"{name}='sideways'; allowed are .*{ALLOWED[name][-1]}"):
-        Switches(**{name: "sideways"})
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"reciprocal_mlp": "both"}, "latent=0 exclude each other: the coupler joins"),
-        ({"coupler_zeros": True}, "the bug sits in the per-head-scalar coupler"),
-        ({"force_open": True}, "no gate to hold open"),
-        ({"expansion_form": "masked", "cross_token": True}, "cross_token exclude each other: .* one hidden layer"),
-        ({"expansion_form": "masked", "expansion": 9.0}, "starts between 2 and 6"),
-        ({"pruned": 1.0}, "pruned=1.0"),
-        ({"latent": -1}, "latent=-1"),
-        ({"expansion": math.inf}, "expansion=inf"),
-    ],
-)
-def test_switches_that_exclude_each_other_are_refused_with_the_reason(changes, message):
-    with pytest.raises(SwitchError, match=message):
-        switched(Switches(), **changes)
-
-
-def test_an_unknown_switch_is_refused_with_the_known_ones():
-    with pytest.raises(SwitchError, match=r"unknown switch 'reciprocity'; known are reciprocal, latent"):
-        switched(Switches(), reciprocity=True)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"latent": 17}, "latent=17 is above the model's width of 16"),
-        ({"expansion": 0.01}, "leaves no hidden unit"),
-        (
-            {"latent": 6, "reciprocal_mlp": "both", "coupler": "per_head_scalar"},
-            "latent 6 is not a multiple of 4 heads",
-        ),
-    ],
-)
-def test_switches_that_the_sizes_do_not_fit_are_refused(changes, message):
-    with pytest.raises(SwitchError, match=message):
-        model(**changes)
-
-
-@pytest.mark.parametrize(("name", "value"), [("vocab", 1), ("blocks", 0), ("gate_dim", 0), ("window", -1), ("dim", 18)])
-def test_sizes_that_no_model_has_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name if name != 'dim' else 'width'} "):
-        Sizes(**{"vocab": 5, "tokens": 4, "dim": 16, "heads": 4} | {name: value})
-
-
 # The ladder
 
 
@@ -523,35 +415,6 @@ def test_the_ladder_has_steps_0_to_24_and_each_follows_an_earlier_one():
 def test_a_row_as_named_differs_from_the_row_before_in_the_parts_that_it_names_and_no_other(step):
     row = ladder.row_of(step)
     assert ladder.changed_parts(parts(row.after, False), parts(step, False)) == row.parts
-
-
-GROUPS = {
-    "widen": "feed-forward width", "narrow": "feed-forward width", "cross": "cross-token reading",
-    "cross_alpha": "cross-token reading", "gate": "head gates", "gate_alpha": "head gates",
-    "reciprocal_alpha": "reciprocal attention", "row_scale": "row gates", "row_bias": "row gates",
-    "key": "latent attention", "value": "latent attention", "value_up": "latent attention",
-    "query_to_latent": "latent attention", "query": "rest", "out": "rest",
-}  # fmt: skip
-
-
-def shapes(built_model):
-    found = {}
-    for name, value in built_model.blocks[0].named_parameters():
-        pieces = name.split(".")
-        group = GROUPS.get(pieces[1], "rest") if len(pieces) > 1 else "rest"
-        found.setdefault(group, {})[name] = tuple(value.shape)
-    return found
-
-
-@pytest.mark.parametrize("step", [step for step in STEPS if step not in (17, 18)])
-def test_the_parameters_of_a_row_as_named_differ_in_no_part_that_it_does_not_name(step):
-    row = ladder.row_of(step)
-    first, second = shapes(built(row.after, False)), shapes(built(step, False))
-    changed = {group for group in first.keys() | second.keys() if first.get(group) != second.get(group)}
-    # The gates' and the others' matrices read the hidden layer, so that their shapes follow its width.
-    follows = {"head gates", "cross-token reading"} if "feed-forward width" in row.parts else set()
-    assert changed - follows <= row.parts
-    assert changed or row.parts <= {"pruning", "row gates"}
 
 
 def test_the_named_mechanisms_that_the_rows_as_run_lack_are_these():
@@ -584,12 +447,6 @@ def test_step_2_as_run_is_smaller_than_the_baseline_by_a_count_by_hand():
         )
     assert base - run == blocks * dropped
     assert named - base == blocks * (2 * dim * dim + dim)
-
-
-@pytest.mark.parametrize("step", [-1, 25, "3"])
-def test_a_step_that_the_ladder_does_not_have_is_refused(step, shapes_unchecked):
-    with pytest.raises(SwitchError, match=r"unknown step .*; the ladder has steps 0 to 24"):
-        ladder.switches_of(step, True, 48)
 
 
 def test_latents_scale_with_the_width():

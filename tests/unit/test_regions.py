@@ -37,33 +37,6 @@ def test_a_region_holds_an_interval_when_every_sampled_number_of_it_is_in(wordin
     assert found.meets(start, end) == any(inside)
 
 
-@pytest.mark.parametrize(
-    ("text", "low", "high", "factor"),
-    [
-        ("<= 0.01", 0.002, 0.005, 2),  # 0.01 / 0.005
-        (">= 0.1", 0.4, 0.5, 4),  # 0.4 / 0.1
-        ("0.5 to 2", 0.75, 1, 1.5),  # 0.75 / 0.5 is nearer than 2 / 1
-        ("0.5 to 2", 1, 1.6, 1.25),  # 2 / 1.6 is nearer than 1 / 0.5
-        ("outside 0.5 to 2", 5, 6, 2.5),
-        ("outside 0.5 to 2", 0.05, 0.1, 5),
-        ("<= -2", -8, -6, 3),  # -6 lies three times as far out as -2
-        (">= -2", -0.5, 1, 4),
-        ("<= 0.01", -1, -0.5, math.inf),  # across zero: cleared by any factor
-        ("> 0", 1e-9, 1, math.inf),  # zero as an end has no factor
-        ("== 3", 3, 3, math.inf),  # one number has no room to clear
-        ("<= 0.01", 0.005, 0.02, 0),  # not inside
-    ],
-)
-def test_the_margin_is_the_factor_by_which_the_nearest_end_is_cleared(text, low, high, factor):
-    assert region(text).margin(low, high) == pytest.approx(factor)
-
-
-@given(st.floats(0.01, 100), st.floats(1.01, 1000))
-def test_a_number_scaled_away_from_the_end_has_that_margin(end, factor):
-    assert region(f">= {end!r}").margin(end * factor, math.inf) == pytest.approx(factor)
-    assert region(f"<= {end!r}").margin(0, end / factor) == pytest.approx(factor)
-
-
 @pytest.mark.parametrize("text", ["<=1e-6", " <= 1E-6 ", "<=  .000001", "<= +0.000001"])
 def test_spelling_of_a_number_does_not_matter(text):
     assert region(text).parts == ((-math.inf, 1e-6, True),)

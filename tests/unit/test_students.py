@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casestudies_lib import paths
-from casestudies_lib.tasks.students import (
-    RecordError,
-    Students,
-    load_split,
-    load_students,
-    recorded_classroom,
-    simulate_students,
-    simulated_classroom,
-)
+from casestudies_lib.claims import load_report
+from casestudies_lib.tasks.students import RecordError, recorded_classroom, simulate_students, simulated_classroom
 
 HISTORY = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 1)), min_size=1, max_size=12)
 HISTORIES = st.lists(HISTORY, min_size=1, max_size=6)
@@ -72,49 +65,40 @@ def learner(length, response=1, concept=1):
     return [(concept, response)] * length
 
 
+EVERY_CONCEPT = [(concept, 0) for concept in range(1, 6)]
+
+
+def read(folder, text, slots=6, concepts=5):
+    """Read a file as the test part of a folder, beside a training file of the same layout that holds every concept."""
+    beside = columns if text.startswith((COLUMNS, "correct")) else three_lines
+    saved(folder, beside([EVERY_CONCEPT] * 4), "train.csv")
+    saved(folder, text, "test.csv")
+    return recorded_classroom(folder, 0, 1000, concepts, slots).test
+
+
 # Reading
 
 
-@given(HISTORIES, st.integers(3, 8))
-def test_histories_written_in_three_lines_come_back_cut_and_without_the_short_ones(tmp_path_factory, histories, slots):
-    path = saved(tmp_path_factory.mktemp("round"), three_lines(histories))
-    expected = pieces(histories, slots)
-    if not any(len(history) >= 3 for history in histories):
-        with pytest.raises(RecordError, match="no student has 3 responses or more"):
-            load_students(path, concepts=5, slots=slots)
-        return
-    students = load_students(path, concepts=5, slots=slots)
+@pytest.mark.parametrize("layout", [three_lines, columns])
+@given(HISTORIES.filter(lambda histories: any(len(history) >= 3 for history in histories)), st.integers(3, 8))
+def test_histories_come_back_cut_and_padded_and_without_the_short_ones(layout, tmp_path_factory, histories, slots):
+    students = read(tmp_path_factory.mktemp("round"), layout(histories), slots)
+    expected = pieces([history for history in histories if len(history) >= 3], slots)
     assert as_lists(students) == expected
     assert students.concepts.shape == (len(expected), slots)
-    assert (students.concepts[~students.real] == 0).all()
-    assert (students.responses[~students.real] == 0).all()
+    assert not students.concepts[~students.real].any()
+    assert not students.responses[~students.real].any()
     lengths = torch.tensor([len(piece) for piece in expected])
     assert torch.equal(students.real, torch.arange(slots) < lengths[:, None])  # padding at the end only
 
 
-@given(HISTORIES.filter(lambda histories: any(len(history) >= 3 for history in histories)))
-def test_both_layouts_say_the_same_about_the_same_histories(tmp_path_factory, histories):
-    # The column layout numbers what occurs, so every concept must occur for the two numberings to agree.
-    histories = [*histories, [(concept, 0) for concept in range(1, 6)]]
-    folder = tmp_path_factory.mktemp("both")
-    first = load_students(saved(folder, three_lines(histories), "a.csv"), concepts=5, slots=6)
-    second = load_students(saved(folder, columns(histories), "b.csv"), concepts=5, slots=6)
-    assert as_lists(first) == as_lists(second)
-
-
 def test_the_column_layout_is_read_by_name_and_ordered_by_log(tmp_path):
+    # User 1 by log: 7040, 7020, 7030; user 2: 7020, 7020, 7030; 7010 to 7050 are concepts 0 to 4.
     text = (
-        "correct,sequence_id,extra,log_id,user_id\n"
-        "1,30,x,9,2\n"
-        "0,20,x,5,2\n"
-        "1,20,x,2,1\n"
-        "0.0,40,x,1,1\n"
-        "1.0,20,x,7,2\n"
-        "1,30,x,3,1\n"
+        "correct,sequence_id,extra,log_id,user_id\n1,7030,x,9,2\n0,7020,x,5,2\n1,7020,x,2,1\n"
+        "0.0,7040,x,1,1\n1.0,7020,x,7,2\n1,7030,x,3,1\n"
     )
-    students = load_students(saved(tmp_path, text), slots=5)
-    # User 1 by log: 40, 20, 30; user 2: 20, 20, 30; sequence ids 20, 30, 40 are concepts 0, 1, 2.
-    assert as_lists(students) == [[(2, 0), (0, 1), (1, 1)], [(0, 0), (0, 1), (1, 1)]]
+    assert as_lists(read(tmp_path, text)) == [[(3, 0), (1, 1), (2, 1)], [(1, 0), (1, 1), (2, 1)]]
 
 
 @pytest.mark.parametrize(
@@ -132,244 +116,88 @@ def test_line_ends_byte_marks_spaces_and_closing_commas_change_nothing(tmp_path,
     histories = [[(1, 0), (2, 1), (3, 1)], [(3, 1), (3, 0), (1, 0), (2, 1)]]
     text = spell(three_lines(histories))
     assert text != three_lines(histories)
-    (tmp_path / "spelt.csv").write_bytes(text.encode())
-    assert as_lists(load_students(tmp_path / "spelt.csv", slots=4)) == pieces(histories, 4)
-
-
-@pytest.mark.parametrize(
-    "spell",
-    [
-        lambda text: text.replace("\n", "\r\n"),
-        lambda text: "\ufeff" + text,
-        lambda text: text.rstrip("\n"),
-        lambda text: text.replace("\n", "\n\n"),
-        lambda text: re.sub(r"(\w+)", r'"\1"', text),
-    ],
-)
-def test_line_ends_byte_marks_blank_lines_and_quotes_change_nothing(tmp_path, spell):
-    histories = [[(1, 0), (2, 1), (3, 1)], [(3, 1), (3, 0), (1, 0), (2, 1)]]
-    (tmp_path / "spelt.csv").write_bytes(spell(columns(histories)).encode())
-    assert as_lists(load_students(tmp_path / "spelt.csv", slots=4)) == pieces(histories, 4)
-
-
-def test_a_path_may_be_given_as_text(tmp_path):
-    path = saved(tmp_path, three_lines([learner(4)] * 10))
-    assert as_lists(load_students(str(path), slots=4)) == as_lists(load_students(path, slots=4))
-    assert len(load_split(str(path), slots=4)[0]) == 8
-
-
-def test_a_long_history_is_cut_to_pieces_and_a_short_rest_is_dropped(tmp_path):
-    history = [(1 + place % 5, place % 2) for place in range(23)]
-    students = load_students(saved(tmp_path, three_lines([history, learner(2), learner(3)])), concepts=5, slots=7)
-    assert [len(row) for row in as_lists(students)] == [7, 7, 7, 3]  # 23 = 7 + 7 + 7 + a rest of 2
-    assert as_lists(students)[1] == [(c - 1, r) for c, r in history[7:14]]
+    assert as_lists(read(tmp_path, text)) == pieces(histories, 6)
 
 
 def test_counts_and_shares_by_hand(tmp_path):
     histories = [[(1, 1), (2, 0), (3, 1)], [(1, 1), (1, 1), (2, 0), (2, 1), (3, 0)]]
-    students = load_students(saved(tmp_path, three_lines(histories)), slots=10)
-    assert len(students) == 2
-    assert students.n_responses == 8
+    students = read(tmp_path, three_lines(histories), slots=10)
+    assert (len(students), students.n_responses) == (2, 8)
     assert students.padding_share == pytest.approx(12 / 20)
     assert students.share_right == pytest.approx(5 / 8)
 
 
+WHOLE = three_lines([learner(4), learner(5)])
+DAMAGED = [
+    ("", "the file is empty"),
+    (" \n\n", "the file is empty"),
+    ("\n".join(WHOLE.splitlines()[:4]), r"4 lines are not a multiple of three \(student and id; concepts; responses\)"),
+    (WHOLE[:-2], "line 5: 5 concepts for 4 responses; each student needs one response a concept"),
+    (WHOLE[:-4], "line 5: 5 concepts for 3 responses"),
+    ("1,1\n1,,2,3\n0,1,1\n", "line 2: '' is not a number"),
+    ("1,1\n1,1,1\n1,0,1\n2,2\n,\n,\n3,3\n1,1,1\n1,1,1\n", "line 5: 0 concepts for 0 responses; .* at least one"),
+    ("name,age\nanna,ben\n1,0\n", "line 2: 'anna' is not a number; this layout holds ids and 0/1"),
+    (three_lines([learner(2), learner(1)]), "no student has 3 responses or more; is this the right file?"),
+    ("1,1\n1,6,1\n1,0,1\n", "line 2: concept 6; allowed is 1 to 5"),
+    ("1,1\n1,0,1\n1,0,1\n", "line 2: concept 0; allowed is 1 to 5"),
+    ("1,1\n1,1,1\n1,2,1\n", "line 3: response 2; allowed is 0 to 1"),
+    ("1,1\n1,1,1\n1,0.5,1\n", "line 3: 0.5 is not whole; ids are whole and responses 0 or 1"),
+    ("1,1\n1,1,1\n1,right,1\n", "line 3: 'right' is not a number"),
+    (f"{COLUMNS}\n1,1,7010,1\n1,2,7010,-1\n1,3,7010,1\n", "line 3: response -1; allowed is 0 to 1"),
+    (f"{COLUMNS}\n1,1,7010,1\n1,2,7010,nan\n1,3,7010,1\n", "line 3: nan is not whole"),
+    (f"{COLUMNS}\n1,1,7010,1\n1,2,7010\n", "line 3: a cell is empty; the file is cut short or damaged"),
+    (f"{COLUMNS}\n", "only a header; no student has a response"),
+    (columns([learner(4)]).replace("log_id", "log"), "column log_id is missing; the CSV layout needs user_id, log_id"),
+    (columns([[(1, 0), (2, 1), (9, 1)]]), "6 different sequence_id; at most 5 concepts are allowed"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), DAMAGED)
+def test_a_damaged_file_is_refused_in_one_line_that_names_file_and_place(tmp_path, text, message):
+    with pytest.raises(RecordError, match=message) as refused:
+        read(tmp_path, text)
+    assert "\n" not in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_files_that_are_missing_no_text_of_two_layouts_or_too_few_are_refused(tmp_path):
+    def refused(path, message):
+        with pytest.raises(RecordError, match=message):
+            recorded_classroom(path, 0, 10, 100, 8)
+
+    refused(
+        tmp_path / "nowhere.csv", r"nowhere.csv: no such file; give a record file, or a folder that holds train.csv"
+    )
+    saved(tmp_path, three_lines([learner(4)]), "train.csv")
+    refused(tmp_path, r"test.csv: no such file")
+    saved(tmp_path, columns([learner(4)]), "test.csv")
+    refused(tmp_path, "train.csv and test.csv have different layouts; give both the same one")
+    (tmp_path / "test.csv").write_bytes(b"1,2\n\x89PNG\xff\n")
+    refused(tmp_path, "not UTF-8 text")
+    refused(saved(tmp_path, three_lines([learner(4)] * 9 + [learner(2)])), "9 students cannot be split; at least 10")
+    with pytest.raises(ValueError, match="slots=2; at least 3"):
+        recorded_classroom(saved(tmp_path, three_lines([learner(5)] * 10)), 0, 10, 100, 2)
+
+
+# Parts
+
+
 def test_taking_students_takes_their_whole_rows():
     everyone = simulate_students(torch.Generator().manual_seed(0), 6, slots=8)
-    chosen = torch.tensor([4, 1])
-    mask = torch.tensor([False, True, False, False, True, False])
     rows = as_lists(everyone)
-    assert as_lists(everyone.take(chosen)) == [rows[4], rows[1]]
-    assert as_lists(everyone.take(mask)) == [rows[1], rows[4]]
+    assert as_lists(everyone.take(torch.tensor([4, 1]))) == [rows[4], rows[1]]
+    assert as_lists(everyone.take(torch.tensor([False, True, False, False, True, False]))) == [rows[1], rows[4]]
     assert as_lists(everyone.take(slice(2, 4))) == rows[2:4]
-
-
-# Refusals: one line that names the file, the line and what is allowed
-
-
-def refusal(path, load=load_students, **options):
-    with pytest.raises(RecordError) as caught:
-        load(path, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    return message
-
-
-def test_a_missing_file_is_named_with_what_to_give_instead(tmp_path):
-    message = refusal(tmp_path / "nowhere.csv")
-    assert "no such file; give a record file, or a folder that holds train.csv and test.csv" in message
-    assert "no such file" in refusal(tmp_path)  # a folder is not a file
-
-
-@pytest.mark.parametrize("text", ["", "\n", "  \n\n"])
-def test_an_empty_file_is_refused(tmp_path, text):
-    assert "the file is empty" in refusal(saved(tmp_path, text))
-
-
-def test_a_file_that_is_not_text_is_refused(tmp_path):
-    (tmp_path / "picture.csv").write_bytes(b"1,2\n\x89PNG\xff\n")
-    assert "not UTF-8 text" in refusal(tmp_path / "picture.csv")
-
-
-@pytest.mark.parametrize("lines", [1, 2, 4, 5])
-def test_three_lines_a_student_must_be_complete(tmp_path, lines):
-    text = "\n".join(three_lines([learner(4), learner(5)]).splitlines()[:lines])
-    message = refusal(saved(tmp_path, text))
-    assert f"{lines} lines are not a multiple of three (student and id; concepts; responses)" in message
-    assert "cut short or in another layout" in message
-    assert COLUMNS in message
-
-
-@pytest.mark.parametrize("cut", range(1, 9))
-def test_a_last_line_cut_anywhere_is_refused(tmp_path, cut):
-    whole = three_lines([learner(4), learner(5)]).rstrip("\n")
-    path = saved(tmp_path, whole[:-cut])
-    assert re.search(
-        r"line 5: 5 concepts for [0-4] responses; each student needs one response a concept", refusal(path)
-    )
-
-
-@pytest.mark.parametrize("cells", range(4))
-def test_a_row_cut_between_columns_is_refused_with_its_line(tmp_path, cells):
-    rows = columns([learner(4)]).splitlines()
-    rows[-1] = ",".join(rows[-1].split(",")[:cells]) + "," * (cells > 0)
-    if not rows[-1]:
-        rows[-1] = ","  # an empty last line is no row at all
-    assert "line 5: a cell is empty; the file is cut short or damaged" in refusal(saved(tmp_path, "\n".join(rows)))
-
-
-def test_an_empty_cell_inside_a_list_is_refused_rather_than_closed_up(tmp_path):
-    text = "1,1\n1,,2,3\n0,1,1\n"
-    assert re.search(r"line 2: '' is not a number", refusal(saved(tmp_path, text)))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("fold,uid,questions\n0,1,2\n0,1,3\n", r"line 3|line 2"),
-        ("name,age\nanna,ben\n1,0\n", r"line 2: 'anna' is not a number; this layout holds ids and 0/1"),
-        ("log_id,sequence_id,correct\n1,2,1\n2,2,1\n", r"line \d"),
-        ('{"user": 1}\n{"user": 2}\n{"user": 3}\n', r"line 2: '\{\"user\": 2\}' is not a number"),
-    ],
-)
-def test_another_layout_is_refused_with_the_line_that_gave_it_away(tmp_path, text, message):
-    assert re.search(message, refusal(saved(tmp_path, text)))
-
-
-@pytest.mark.parametrize("column", ["log_id", "sequence_id", "correct"])
-def test_a_missing_column_is_named_with_the_columns_needed(tmp_path, column):
-    text = columns([learner(4)]).replace(column, "something")
-    assert f"column {column} is missing; the CSV layout needs user_id, log_id, sequence_id, correct" in refusal(
-        saved(tmp_path, text)
-    )
-
-
-def test_a_header_without_rows_is_refused(tmp_path):
-    assert "only a header; no student has a response" in refusal(saved(tmp_path, COLUMNS + "\n"))
-
-
-@pytest.mark.parametrize(
-    ("response", "message"),
-    [
-        ("2", "response 2; allowed is 0 to 1"),
-        ("-1", "response -1; allowed is 0 to 1"),
-        ("0.5", "0.5 is not whole; ids are whole and responses 0 or 1"),
-        ("right", "'right' is not a number; this layout holds ids and 0/1"),
-        ("nan", "nan is not whole"),
-        ("inf", "inf is not whole"),
-    ],
-)
-def test_a_response_other_than_0_or_1_is_refused_with_its_line(tmp_path, response, message):
-    triples = f"1,1\n1,1,1\n1,0,1\n2,2\n1,1,1\n1,{response},1\n"
-    assert f"line 6: {message}" in refusal(saved(tmp_path, triples, "a.csv"))
-    table = f"{COLUMNS}\n1,1,5,1\n1,2,5,{response}\n1,3,5,1\n"
-    assert f"line 3: {message}" in refusal(saved(tmp_path, table, "b.csv"))
-
-
-@pytest.mark.parametrize("concept", [0, 101, -3])
-def test_a_concept_out_of_range_is_refused_with_its_line(tmp_path, concept):
-    text = f"1,1\n1,100,1\n1,0,1\n2,2\n1,{concept},1\n1,1,1\n"
-    assert f"line 5: concept {concept}; allowed is 1 to 100" in refusal(saved(tmp_path, text))
-
-
-def test_the_last_allowed_concept_is_read(tmp_path):
-    students = load_students(saved(tmp_path, "1,1\n1,100,1\n1,0,1\n"), slots=3)
-    assert students.concepts.tolist() == [[0, 99, 0]]
-
-
-def test_more_sequence_ids_than_concepts_are_refused(tmp_path):
-    path = saved(tmp_path, columns([[(1, 0), (2, 1), (3, 1)]]))
-    assert "3 different sequence_id; at most 2 concepts are allowed" in refusal(path, concepts=2)
-    assert len(load_students(path, concepts=3, slots=5)) == 1
-
-
-@pytest.mark.parametrize("blank", ["", " ", ","])
-def test_a_student_without_responses_is_refused_with_the_line(tmp_path, blank):
-    text = f"1,1\n1,1,1\n1,0,1\n2,2\n{blank}\n{blank}\n3,3\n1,1,1\n1,1,1\n"
-    message = refusal(saved(tmp_path, text))
-    assert "line 5: 0 concepts for 0 responses; each student needs one response a concept, and at least one" in message
-
-
-def test_a_file_of_short_histories_only_is_refused(tmp_path):
-    message = refusal(saved(tmp_path, three_lines([learner(2), learner(1)])))
-    assert "no student has 3 responses or more; is this the right file?" in message
-
-
-def test_fewer_slots_than_the_shortest_history_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="slots=2; at least 3"):
-        load_students(saved(tmp_path, three_lines([learner(5)])), slots=2)
-
-
-# Splits
-
-
-def test_a_folder_gives_its_two_files(tmp_path):
-    saved(tmp_path, three_lines([learner(4), learner(5)]), "train.csv")
-    saved(tmp_path, three_lines([learner(6)]), "test.csv")
-    train, test = load_split(tmp_path, slots=8)
-    assert [len(row) for row in as_lists(train)] == [4, 5]
-    assert [len(row) for row in as_lists(test)] == [6]
-
-
-@pytest.mark.parametrize("lacking", ["train.csv", "test.csv"])
-def test_a_folder_that_lacks_a_file_is_refused_with_its_name(tmp_path, lacking):
-    kept = {"train.csv": "test.csv", "test.csv": "train.csv"}[lacking]
-    saved(tmp_path, three_lines([learner(4)]), kept)
-    message = refusal(tmp_path, load_split)
-    assert f"{tmp_path / lacking}: no such file" in message
-    assert "a folder that holds train.csv and test.csv" in message
 
 
 def test_files_of_a_folder_share_one_numbering_of_concepts(tmp_path):
     # Alone, the test file would call sequence 25 concept 0, which is sequence 10 in training.
-    saved(tmp_path, f"{COLUMNS}\n1,1,10,1\n1,2,20,1\n1,3,30,1\n", "train.csv")
+    rows = "".join(f"{user},{log},{10 * log},1\n" for user in range(4) for log in (1, 2, 3))
+    saved(tmp_path, f"{COLUMNS}\n{rows}", "train.csv")
     saved(tmp_path, f"{COLUMNS}\n2,1,30,1\n2,2,25,1\n2,3,30,1\n", "test.csv")
-    train, test = load_split(tmp_path, slots=3)
-    assert train.concepts.tolist() == [[0, 1, 3]]
-    assert test.concepts.tolist() == [[3, 2, 3]]
-
-
-def test_files_of_a_folder_must_have_one_layout(tmp_path):
-    saved(tmp_path, three_lines([learner(4)]), "train.csv")
-    saved(tmp_path, columns([learner(4)]), "test.csv")
-    assert "train.csv and test.csv have different layouts; give both the same one" in refusal(tmp_path, load_split)
-
-
-def test_one_file_is_split_four_to_one_and_no_student_is_on_both_sides(tmp_path):
-    # Each student practises one concept only, so concepts tell students apart; histories are cut to three pieces.
-    text = three_lines([learner(14, concept=number + 1) for number in range(20)])
-    train, test = load_split(saved(tmp_path, text), slots=5)
-    sides = [{row[0][0] for row in as_lists(side)} for side in (train, test)]
-    assert sides[0].isdisjoint(sides[1])
-    assert (len(sides[0]), len(sides[1])) == (16, 4)
-    assert (len(train), len(test)) == (48, 12)
-
-
-def test_too_few_students_to_split_are_refused(tmp_path):
-    nine = three_lines([learner(4)] * 9 + [learner(2)])
-    assert "9 students cannot be split; at least 10 are needed" in refusal(saved(tmp_path, nine), load_split)
-    assert len(load_split(saved(tmp_path, three_lines([learner(4)] * 10)), slots=4)[1]) == 2
+    room = recorded_classroom(tmp_path, 0, 10, 100, 3)
+    assert room.train.concepts[0].tolist() == [0, 1, 3]
+    assert room.test.concepts.tolist() == [[3, 2, 3]]
 
 
 def test_a_recorded_classroom_keeps_every_student_on_one_side_and_is_drawn_by_its_seed(tmp_path):
@@ -468,29 +296,6 @@ def test_students_stay_on_a_concept_two_times_out_of_three():
     assert stays.mean().item() == pytest.approx(2 / 3, abs=4 * math.sqrt(2 / 9 / stays.numel()) + 0.001)
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {"students": 0},
-        {"students": 5, "concepts": 0},
-        {"students": 5, "slots": 2},
-        {"students": 5, "mean_length": 2.9},
-        {"students": 5, "mean_length": math.nan},
-        {"students": 5, "mean_length": math.inf},
-        {"students": -1},
-    ],
-)
-def test_impossible_sizes_are_refused_with_the_least_allowed(sizes):
-    with pytest.raises(ValueError, match=r"students=.*concepts=.*slots=.*mean_length=.*at least 1, 1, 3 and 3"):
-        simulate_students(torch.Generator(), **sizes)
-
-
-def test_the_least_allowed_sizes_work():
-    students = simulate_students(torch.Generator(), 1, concepts=1, slots=3, mean_length=3)
-    assert students.real.tolist() == [[True, True, True]]
-    assert isinstance(students, Students)
-
-
 def test_a_simulated_classroom_is_one_draw_cut_in_three():
     room = simulated_classroom(3, students=8, concepts=5, slots=9, mean_length=6)
     everyone = simulate_students(torch.Generator().manual_seed(3), 20, 5, 9, 6)
@@ -524,25 +329,15 @@ def test_the_published_training_file_holds_what_is_published_about_it(published)
     assert len(responses) / len(students) == pytest.approx(34, abs=0.5)
 
 
-@pytest.mark.parametrize("name", ["train.csv", "test.csv"])
-def test_the_loader_agrees_with_the_lines_but_for_the_short_pieces_it_drops(published, name):
-    cut = [
-        student[start : start + 200] for student in counted(published / name) for start in range(0, len(student), 200)
-    ]
+def test_the_published_test_file_is_read_but_for_short_pieces_and_has_the_size_that_the_report_states(published):
+    students, printed = counted(published / "test.csv"), load_report("zero_weight_head").printed
+    assert (len(students), sum(map(len, students))) == (
+        printed["test_students"].value, printed["test_responses"].value
+    )  # fmt: skip
+    cut = [student[start : start + 200] for student in students for start in range(0, len(student), 200)]
     kept = [piece for piece in cut if len(piece) >= 3]
-    students = load_students(published / name)
-    assert len(students) == len(kept)
-    assert students.n_responses == sum(map(len, kept))
-    assert students.real.sum(dim=1).tolist() == [len(piece) for piece in kept]
-    assert students.responses[students.real].tolist() == [response for piece in kept for response in piece]
-    assert students.padding_share == pytest.approx(0.83, abs=0.01)  # what the reported run averaged over
-    assert students.concepts.max() == 99
-
-
-def test_the_published_test_file_has_the_size_that_the_report_file_states(published):
-    from casestudies_lib.claims import load_report
-
-    printed = load_report("zero_weight_head").printed
-    students = counted(published / "test.csv")
-    assert len(students) == printed["test_students"].value
-    assert sum(map(len, students)) == printed["test_responses"].value
+    test = recorded_classroom(published, 0, 5000, 100, 200).test
+    assert test.real.sum(dim=1).tolist() == [len(piece) for piece in kept]
+    assert test.responses[test.real].tolist() == [response for piece in kept for response in piece]
+    assert test.padding_share == pytest.approx(0.83, abs=0.01)  # what the reported run averaged over
+    assert test.concepts.max() == 99

@@ -1,10 +1,7 @@
 """Corpora, tokenizers trained on them, and the two tokenizations of one text that a distillation has to compare."""
 
 import hashlib
-import itertools
-import platform
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -14,23 +11,19 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from casestudies_lib import paths
-from casestudies_lib.tasks.text import (
-    Corpus,
-    CorpusError,
+from casestudies_lib.tasks.text.byte_pairs import (
     Encoded,
-    aligned,
     encode,
     first_byte,
-    harbour,
     padded,
-    python_topics,
-    split,
     token_stream,
     token_strings,
     train_tokenizer,
-    truncated,
     windows,
 )
+from casestudies_lib.tasks.text.corpora import Corpus, python_topics, split
+from casestudies_lib.tasks.text.harbour import harbour
+from casestudies_lib.tasks.text.questions import dialogues, sentences
 
 TEXT = st.text(min_size=1, max_size=60) | st.text("aé–°“ \n\t'😀the", min_size=1, max_size=40)
 TOKENIZER = {vocab: train_tokenizer(harbour().paragraphs, vocab) for vocab in (257, 600, 1500)}
@@ -47,39 +40,13 @@ def covered(encoded):
 # Corpora
 
 
-def test_the_harbour_corpus_is_the_file_that_the_data_page_describes():
-    found = harbour()
-    assert found.sha256 in (paths.root() / "data" / "README.md").read_text()
-    assert found.sha256 == hashlib.sha256((paths.root() / "data" / "text" / "harbour.txt").read_bytes()).hexdigest()
-    assert f"{len(found.paragraphs)} paragraphs" in (paths.root() / "data" / "README.md").read_text()
-    assert (found.name, found.source) == ("harbour", "written for this book, data/text/harbour.txt")
-
-
-def test_the_harbour_corpus_is_varied_english_with_some_characters_of_several_bytes():
-    paragraphs = harbour().paragraphs
-    assert len(set(paragraphs)) == len(paragraphs) >= 120
-    assert all(200 <= len(paragraph) <= 500 and "\n" not in paragraph for paragraph in paragraphs)
-    text = " ".join(paragraphs)
-    assert set("é–“”’°") == {character for character in text if not character.isascii()}
-    words = text.split()
-    fours = [tuple(words[start : start + 4]) for start in range(len(words) - 3)]
-    assert len(set(fours)) / len(fours) > 0.99  # a template would repeat itself
-
-
-def test_an_edited_corpus_is_refused_with_both_digests(tmp_path, monkeypatch):
-    content = (paths.root() / "data" / "text" / "harbour.txt").read_bytes().replace(b"herring", b"Herring", 1)
-    (tmp_path / "data" / "text").mkdir(parents=True)
-    (tmp_path / "data" / "text" / "harbour.txt").write_bytes(content)
-    expected = harbour().sha256
-    monkeypatch.setenv("CASEBOOK_ROOT", str(tmp_path))
-    with pytest.raises(CorpusError, match=rf"{hashlib.sha256(content).hexdigest()}, expected is {expected}"):
-        harbour()
-
-
-def test_a_missing_corpus_is_refused_with_its_path(tmp_path, monkeypatch):
-    monkeypatch.setenv("CASEBOOK_ROOT", str(tmp_path))
-    with pytest.raises(CorpusError, match=re.escape(f"{tmp_path / 'data' / 'text' / 'harbour.txt'}: no such file")):
-        harbour()
+@pytest.mark.parametrize("corpus", [harbour, sentences, dialogues])
+def test_a_corpus_is_the_file_that_the_data_page_describes(corpus):
+    found, page = corpus(), (paths.root() / "data" / "README.md").read_text()
+    content = (paths.root() / "data" / "text" / f"{corpus.__name__}.txt").read_bytes()
+    assert found.sha256 == hashlib.sha256(content).hexdigest() in page
+    assert f"{len(found.paragraphs)} " in page
+    assert (found.name, found.source) == (corpus.__name__, f"written for this book, data/text/{corpus.__name__}.txt")
 
 
 def test_the_topics_keep_every_line_of_python_s_help_in_order_with_its_indentation():
@@ -90,20 +57,6 @@ def test_the_topics_keep_every_line_of_python_s_help_in_order_with_its_indentati
     kept = [line for paragraph in found.paragraphs for line in paragraph.split("\n") if line.strip()]
     assert kept == lines
     assert not any("\n\n" in paragraph for paragraph in found.paragraphs)
-
-
-def test_the_topics_name_their_python_and_the_digest_of_the_text_they_were_cut_from():
-    from pydoc_data.topics import topics
-
-    found = python_topics()
-    assert found.source == f"pydoc_data.topics of Python {platform.python_version()}"
-    assert found.sha256 == hashlib.sha256("\n\n".join(text for _, text in sorted(topics.items())).encode()).hexdigest()
-
-
-def test_a_python_without_its_topics_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(CorpusError, match=rf"Python {re.escape(platform.python_version())} has no pydoc_data.topics"):
-        python_topics()
 
 
 # Splits
@@ -134,17 +87,6 @@ def test_a_split_is_drawn_by_its_seed_alone():
     assert held_out == set(letters.paragraphs)  # no place is safe from the draw
 
 
-@pytest.mark.parametrize("held_out", [0.0, 1.0, -0.1, 7.0, float("nan")])
-def test_a_share_that_leaves_a_side_empty_is_refused(held_out):
-    with pytest.raises(ValueError, match=rf"held_out={held_out}; a share above 0 and below 1"):
-        split(corpus("a", "b"), 0, held_out)
-
-
-def test_one_paragraph_however_often_it_comes_cannot_be_split():
-    with pytest.raises(ValueError, match="small: 1 different paragraphs cannot be split; at least 2"):
-        split(corpus("a", "a", "a"), 0, 0.5)
-
-
 # Tokenizers
 
 
@@ -152,10 +94,6 @@ def test_one_paragraph_however_often_it_comes_cannot_be_split():
 def test_the_same_paragraphs_give_the_same_tokenizer_with_and_without_threads(parallel, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallel)
     assert train_tokenizer(harbour().paragraphs, 1500).to_str() == TOKENIZER[1500].to_str()
-
-
-def test_the_vocabulary_has_exactly_the_size_asked_for():
-    assert {vocab: tokenizer.get_vocab_size() for vocab, tokenizer in TOKENIZER.items()} == {v: v for v in TOKENIZER}
 
 
 def test_a_smaller_vocabulary_of_the_same_corpus_is_a_prefix_of_the_larger_one():
@@ -166,38 +104,6 @@ def test_a_smaller_vocabulary_of_the_same_corpus_is_a_prefix_of_the_larger_one()
     other = token_strings(train_tokenizer(python_topics().paragraphs[:300], 600))
     assert other[:256] == strings[600][:256]
     assert other[256:] != strings[600][256:]
-
-
-def test_tokenizers_of_one_corpus_cut_a_text_alike_only_where_the_larger_found_nothing_to_merge():
-    nested = (
-        encode(TOKENIZER[600], "Nobody mends nets", "nested"),
-        encode(TOKENIZER[1500], "Nobody mends nets", "larger"),
-    )
-    boundaries = [set(side.offsets[:, 1].tolist()) for side in nested]
-    assert boundaries[1] < boundaries[0]
-
-
-def test_training_shows_nothing(capfd):
-    train_tokenizer(harbour().paragraphs, 300)
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("vocab", [256, 10, 0, -1])
-def test_a_vocabulary_without_room_for_a_merge_is_refused(vocab):
-    with pytest.raises(ValueError, match=rf"vocab={vocab}; at least 257 are needed"):
-        train_tokenizer(["some text"], vocab)
-
-
-@pytest.mark.parametrize("paragraphs", [[], [""], ["", ""]])
-def test_a_tokenizer_without_text_is_refused(paragraphs):
-    with pytest.raises(ValueError, match=f"{len(paragraphs)} paragraphs hold no text"):
-        train_tokenizer(paragraphs, 300)
-
-
-def test_a_text_with_too_few_merges_is_refused_with_how_many_it_has():
-    assert train_tokenizer(["abc"], 258).get_vocab_size() == 258
-    with pytest.raises(ValueError, match="vocab=259; this text has merges for 258 tokens at most"):
-        train_tokenizer(["abc"], 259)
 
 
 # Encoding
@@ -221,19 +127,6 @@ def test_offsets_are_the_characters_whose_bytes_a_token_holds(text, vocab):
         expected.append([owner[byte], owner[byte + len(strings[token]) - 1] + 1])
         byte += len(strings[token])
     assert encoded.offsets.tolist() == expected
-
-
-@given(TEXT)
-def test_a_tokenizer_read_back_from_its_json_encodes_alike(text):
-    again = Tokenizer.from_str(TOKENIZER[600].to_str())
-    first, second = encode(TOKENIZER[600], text, "first"), encode(again, text, "second")
-    assert torch.equal(first.ids, second.ids)
-    assert np.array_equal(first.offsets, second.offsets)
-
-
-def test_an_empty_text_is_refused_by_its_name():
-    with pytest.raises(ValueError, match="greeting: the text is empty"):
-        encode(TOKENIZER[600], "", "greeting")
 
 
 def without_the_byte_alphabet():
@@ -262,10 +155,6 @@ def test_a_bpe_without_the_byte_alphabet_is_refused_with_the_first_character_it_
     ) as error:
         encode(tokenizer, text, "sample")
     assert "use a tokenizer that has all 256 bytes" in str(error.value)
-
-
-def test_offsets_alone_do_not_show_which_character_a_bpe_dropped():
-    assert without_the_byte_alphabet().encode("Yes").offsets == [(0, 1), (1, 2)]
 
 
 def test_a_byte_that_goes_missing_within_a_covered_character_is_found_by_decoding():
@@ -307,81 +196,6 @@ def test_special_tokens_are_not_added_and_not_lost_where_the_text_writes_them():
 # Two tokenizations of one text
 
 
-def by_hand():
-    """Return a tokenizer that merges ab, and one that merges bc."""
-    return train_tokenizer(["ab ab"], 257), train_tokenizer(["bc bc"], 257)
-
-
-@pytest.mark.parametrize(
-    ("text", "pieces", "first", "second", "starts", "cut"),
-    [
-        ("abc", [(0, 3)], [(0, 2)], [(0, 2)], ([0], [0]), 2),
-        ("abab", [(0, 2), (2, 4)], [(0, 1), (1, 2)], [(0, 2), (2, 4)], ([0, 1], [0, 2]), 2),
-        ("cabc", [(0, 1), (1, 4)], [(0, 1), (1, 3)], [(0, 1), (1, 3)], ([0, 1], [0, 1]), 3),
-        ("bcé", [(0, 2), (2, 3)], [(0, 2), (2, 4)], [(0, 1), (1, 3)], ([0, 2], [0, 1]), 3),
-    ],
-)
-def test_alignment_and_truncation_of_small_texts_by_hand(text, pieces, first, second, starts, cut):
-    sides = [encode(tokenizer, text, "sample") for tokenizer in by_hand()]
-    spans, shared = aligned(*sides)
-    assert list(zip(spans.starts.tolist(), spans.ends.tolist())) == pieces
-    assert list(zip(spans.first_from.tolist(), spans.first_to.tolist())) == first
-    assert list(zip(spans.second_from.tolist(), spans.second_to.tolist())) == second
-    assert tuple(side.tolist() for side in shared) == starts
-    assert [side.tolist() for side in truncated(*sides)] == [list(range(cut))] * 2
-
-
-def slow_pieces(first, second):
-    """Return the pieces between characters that neither tokenization joins, found one character at a time."""
-    sides = [side.offsets.tolist() for side in (first, second)]
-    borders = [
-        place
-        for place in range(len(first.text) + 1)
-        if not any(start < place < end for side in sides for start, end in side)
-    ]
-    return list(itertools.pairwise(borders))
-
-
-@given(TEXT, st.permutations(sorted(TOKENIZER)))
-def test_spans_are_those_of_a_slow_loop_over_characters(text, vocabs):
-    first, second = (encode(TOKENIZER[vocab], text, "drawn") for vocab in vocabs[:2])
-    spans, shared = aligned(first, second)
-    assert list(zip(spans.starts.tolist(), spans.ends.tolist())) == slow_pieces(first, second)
-    for side, start, stop, tokens in (
-        (first, spans.first_from, spans.first_to, shared[0]),
-        (second, spans.second_from, spans.second_to, shared[1]),
-    ):
-        assert side.offsets[start, 0].tolist() == side.offsets[tokens, 0].tolist() == spans.starts.tolist()
-        assert side.offsets[stop - 1, 1].tolist() == spans.ends.tolist()
-
-
-def test_one_tokenizer_twice_agrees_with_itself_by_characters_and_by_index():
-    for text in harbour().paragraphs[:20]:
-        first, second = encode(TOKENIZER[600], text, "first"), encode(TOKENIZER[600], text, "second")
-        starts = aligned(first, second)[1]
-        assert np.array_equal(starts[0], starts[1])
-        opens = [place for place in range(len(first.ids)) if first.offsets[place, 0] not in first.offsets[:place, 0]]
-        assert starts[0].tolist() == opens
-        assert truncated(first, second)[0].tolist() == list(range(len(first.ids)))
-
-
-def test_truncation_of_different_tokenizers_pairs_tokens_that_stand_elsewhere():
-    first, second = (encode(TOKENIZER[vocab], harbour().paragraphs[0], "sample") for vocab in (600, 1500))
-    left, right = truncated(first, second)
-    assert len(left) == min(len(first.ids), len(second.ids))
-    apart = first.offsets[left, 0] != second.offsets[right, 0]
-    assert apart[20:].all()
-    starts = aligned(first, second)[1]
-    assert (first.offsets[starts[0], 0] == second.offsets[starts[1], 0]).all()
-
-
-@pytest.mark.parametrize("compare", [aligned, truncated])
-def test_encodings_of_two_texts_are_refused_even_if_of_one_length(compare):
-    first, second = encode(TOKENIZER[600], "quay", "first"), encode(TOKENIZER[600], "pier", "second")
-    with pytest.raises(ValueError, match="'quay' of 4 characters and 'pier' of 4 characters are two texts"):
-        compare(first, second)
-
-
 # Bytes
 
 
@@ -392,12 +206,6 @@ def test_token_strings_are_the_bytes_that_decoding_gives():
     assert [string.decode(errors="replace") for string in strings] == [TOKENIZER[1500].decode([i]) for i in range(1500)]
 
 
-@given(TEXT, st.sampled_from(sorted(TOKENIZER)))
-def test_the_strings_of_a_text_s_tokens_make_up_its_bytes(text, vocab):
-    strings = token_strings(TOKENIZER[vocab])
-    assert b"".join(strings[token] for token in encode(TOKENIZER[vocab], text, "drawn").ids) == text.encode()
-
-
 def test_first_bytes_are_the_first_of_each_string_and_sum_two_vocabularies_to_one_axis():
     first = {vocab: first_byte(TOKENIZER[vocab]) for vocab in (600, 1500)}
     assert first[600].tolist() == [string[0] for string in token_strings(TOKENIZER[600])]
@@ -405,18 +213,6 @@ def test_first_bytes_are_the_first_of_each_string_and_sum_two_vocabularies_to_on
         summed = torch.zeros(256, dtype=torch.float64).index_add(0, bytes_of, torch.full((vocab,), 1 / vocab).double())
         assert summed.sum().item() == pytest.approx(1)
         assert (summed > 0).all()
-
-
-def test_vocabularies_that_are_not_of_bytes_are_refused_with_the_token():
-    special = changed()
-    special.add_special_tokens(["<end>"])
-    with pytest.raises(ValueError, match="token 257 is '<end>'; a byte-level tokenizer without special tokens"):
-        token_strings(special)
-    words = Tokenizer(models.WordLevel({"the": 0, "sea–side": 1}, "the"))
-    with pytest.raises(ValueError, match="token 1 is 'sea–side'"):
-        first_byte(words)
-    with pytest.raises(ValueError, match="token 1 is None"):
-        token_strings(Tokenizer(models.WordLevel({"the": 0, "sea": 2}, "the")))
 
 
 # Streams, windows and batches
@@ -430,13 +226,6 @@ def test_a_stream_is_the_paragraphs_encoded_alone_each_followed_by_the_separator
     assert stream == alone[0] + end + alone[1] + end + alone[2] + end
     assert tokenizer.decode(stream) == "".join(paragraph + "\n\n" for paragraph in paragraphs)
     assert token_stream(tokenizer, paragraphs, "").tolist() == alone[0] + alone[1] + alone[2]
-
-
-def test_a_stream_without_paragraphs_or_with_an_empty_one_is_refused():
-    with pytest.raises(ValueError, match="there are no paragraphs"):
-        token_stream(TOKENIZER[600], [], "\n\n")
-    with pytest.raises(ValueError, match="paragraph 1: the text is empty"):
-        token_stream(TOKENIZER[600], ["sea", ""], "\n\n")
 
 
 def test_windows_are_pieces_of_the_stream_from_every_place_that_has_a_whole_one():
@@ -462,12 +251,6 @@ def test_a_stream_of_just_one_window_gives_it_and_a_shorter_one_is_refused():
         windows(torch.arange(4), 4, 2, torch.Generator())
 
 
-@pytest.mark.parametrize(("tokens", "batch"), [(0, 2), (2, 0), (-1, 1)])
-def test_windows_without_tokens_or_rows_are_refused(tokens, batch):
-    with pytest.raises(ValueError, match=f"tokens={tokens}, batch={batch}; at least 1 of each"):
-        windows(torch.arange(9), tokens, batch, torch.Generator())
-
-
 def encoded(*ids):
     return Encoded(torch.tensor(ids), np.array([[place, place + 1] for place in range(len(ids))]), "x" * len(ids))
 
@@ -476,8 +259,3 @@ def test_padding_fills_up_at_the_end_and_the_mask_says_where():
     ids, real = padded([encoded(5), encoded(7, 8, 9), encoded(0, 4)], pad=4)
     assert ids.tolist() == [[5, 4, 4], [7, 8, 9], [0, 4, 4]]
     assert real.tolist() == [[True, False, False], [True, True, True], [True, True, False]]
-
-
-def test_a_batch_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="there are no encodings"):
-        padded([], pad=0)

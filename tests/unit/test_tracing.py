@@ -136,17 +136,6 @@ def test_monotonic_attention_is_its_slow_loop(strict, decay):
         torch.testing.assert_close(fast[student], slow, rtol=1e-6, atol=1e-7)
 
 
-def test_monotonic_attention_fades_nothing_when_its_rate_is_zero():
-    attention = MonotonicAttention(SIZES, generator(), strict=False).double().eval()
-    attention.decay.data.fill_(-1e3)  # softplus gives a rate of zero
-    queries, values = torch.randn(2, 2, 7, SIZES.dim, generator=generator(1), dtype=torch.float64)
-    projected = attention.query_key(queries).unflatten(-1, (2, -1)).transpose(1, 2)
-    plain = functional.scaled_dot_product_attention(
-        projected, projected, attention.value(values).unflatten(-1, (2, -1)).transpose(1, 2), is_causal=True
-    )
-    torch.testing.assert_close(attention(queries, values), attention.out(plain.transpose(1, 2).flatten(2)))
-
-
 @pytest.mark.parametrize("fed_forward", [True, False])
 def test_an_akt_block_adds_and_normalises(fed_forward):
     block = AKTBlock(SIZES, generator(), strict=True, apply_feed_forward=fed_forward).double().eval()
@@ -214,25 +203,6 @@ def test_a_change_in_one_slot_moves_no_earlier_prediction_and_moves_later_ones(s
         assert not moved[:, changed_slot + 1 :].any()  # it asks a concept; it does not remember having asked
 
 
-@SYSTEMS
-def test_students_in_one_batch_do_not_see_each_other(system):
-    model = build(system).double().eval()
-    inputs = batch()
-    together = model(*inputs).response_logits
-    for student in range(3):
-        alone = model(*(part[student : student + 1] for part in inputs)).response_logits
-        torch.testing.assert_close(alone[0], together[student], rtol=1e-9, atol=1e-9)
-
-
-@SYSTEMS
-def test_a_shorter_history_is_answered_as_the_start_of_a_longer_one(system):
-    model = build(system).double().eval()
-    inputs = batch()
-    whole = model(*inputs).response_logits
-    start = model(*(part[:, :4] for part in inputs)).response_logits
-    torch.testing.assert_close(start, whole[:, :4], rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize("slots", [1, 2, 9])
 @pytest.mark.parametrize("training", [True, False])
 def test_akt_has_no_nan_forward_or_backward_though_its_first_slot_sees_nothing(slots, training):
@@ -245,14 +215,6 @@ def test_akt_has_no_nan_forward_or_backward_though_its_first_slot_sees_nothing(s
         assert parameter.grad.isfinite().all(), name
 
 
-def test_a_strict_first_slot_reads_nothing_but_the_bias():
-    attention = MonotonicAttention(SIZES, generator(), strict=True).eval()
-    queries, values = torch.randn(2, 3, 5, SIZES.dim, generator=generator(1))
-    mixed = attention(queries, values)
-    torch.testing.assert_close(mixed[:, 0], attention.out.bias.expand(3, -1))
-    assert (mixed[:, 1] - attention.out.bias).abs().max() > 1e-3
-
-
 def test_mastery_is_positive_and_never_falls():
     model = build(GainAKT4).eval()
     model.mastery_head.level[-1].bias.data -= 5  # levels near zero, where a wrong sign would show
@@ -263,12 +225,6 @@ def test_mastery_is_positive_and_never_falls():
     assert (steps >= 0).all()
     assert (steps > 0).any()
     assert (steps == 0).any()
-
-
-def test_mastery_has_no_upper_limit():
-    model = build(GainAKT4).eval()
-    model.mastery_head.level[-1].bias.data += 50
-    assert model(*batch()).mastery.min() > 40
 
 
 # Heads that are skipped or not built
@@ -284,12 +240,6 @@ def test_a_mastery_head_that_is_skipped_or_not_built_gives_no_answer_and_changes
         assert one.mastery_logits is None
         assert torch.equal(one.response_logits, both.response_logits)
     assert both.mastery_logits.shape == both.response_logits.shape == (3, 9)
-
-
-def test_a_mastery_head_that_is_not_built_has_no_parameters():
-    names = {name.split(".")[0] for name, _ in build(GainAKT4, build_mastery=False).named_parameters()}
-    assert names == {"encoder", "concept_embedding", "response_head"}
-    assert "mastery_head" in {name.split(".")[0] for name, _ in build(GainAKT4).named_parameters()}
 
 
 def test_a_mastery_head_that_is_skipped_keeps_its_parameters_and_gets_no_gradient():
@@ -332,15 +282,6 @@ def test_answer_is_predict_in_evaluation_mode_piece_by_piece_and_puts_the_mode_b
         if whole is not None:
             torch.testing.assert_close(joined, whole, rtol=1e-4, atol=1e-5)
             assert not joined.requires_grad
-
-
-def test_answer_puts_the_mode_back_after_an_error_too():
-    model = build(GainAKT4)
-    students = histories()
-    students.concepts[0, 0] = 2 * SIZES.concepts + 1  # no such pair
-    with pytest.raises(IndexError):
-        answer(model, students)
-    assert model.training
 
 
 def test_real_slots_are_those_whose_successor_holds_a_response():
@@ -387,31 +328,12 @@ def test_running_head_two_shifts_the_dropout_of_a_shared_stream_and_of_no_isolat
     assert torch.equal(second_answer(isolated_streams, True), second_answer(isolated_streams, False))
 
 
-def test_a_shared_stream_is_one_generator_and_isolated_streams_are_one_a_purpose():
-    shared, isolated = shared_stream(0), isolated_streams(0)
-    assert shared("order") is shared("weights")
-    assert isolated("order") is isolated("order")
-    assert isolated("order") is not isolated("weights")
-
-
 def test_isolated_streams_differ_by_purpose_and_by_seed_and_come_back():
     purposes = ("order", "redro", "a", "aa", "weights", "encoder weights", "encoder dropout", "mastery dropout", "")
     first = {(p, s): torch.rand(4, generator=isolated_streams(s)(p)) for p in purposes for s in range(10)}
     again = {(p, s): torch.rand(4, generator=isolated_streams(s)(p)) for p in purposes for s in range(10)}
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert len({tuple(numbers.tolist()) for numbers in first.values()}) == len(purposes) * 10
-
-
-@SYSTEMS
-@pytest.mark.parametrize("streams", [shared_stream, isolated_streams])
-def test_a_model_is_reproduced_by_its_seed_whatever_the_process_draws(system, streams):
-    def logits(seed):
-        torch.rand(3)
-        model = system(SIZES, streams(seed))
-        return model(*batch()).response_logits
-
-    assert torch.equal(logits(1), logits(1))
-    assert not torch.equal(logits(1), logits(2))
 
 
 # Sizes
@@ -427,22 +349,6 @@ def test_head_two_has_the_reported_layers_at_the_reported_size():
     assert count(head) == by_hand == 187_985
 
 
-@pytest.mark.parametrize("sizes", [SIZES, REPORTED])
-def test_the_encoder_has_the_parameters_of_its_stated_layers(sizes):
-    dim, norm = sizes.dim, 2 * sizes.dim
-    block = 4 * linear(dim, dim) + linear(dim, sizes.hidden) + linear(sizes.hidden, dim) + 3 * norm
-    model = GainAKT4(sizes, isolated_streams(0))
-    assert count(model.encoder) == (2 * 2 * sizes.concepts + sizes.slots) * dim + sizes.blocks * block
-    assert count(model.concept_embedding) == sizes.concepts * dim
-    head = linear(3 * dim, sizes.hidden) + linear(sizes.hidden, dim) + linear(dim, 1)
-    assert count(model.response_head) == head
-
-
-def test_the_encoder_at_the_reported_size_by_hand():
-    # 400 + 200 rows of 256; four blocks of 4 · 65 792 + 131 584 + 131 328 + 1 536.
-    assert count(GainAKT4(REPORTED, isolated_streams(0)).encoder) == 153_600 + 4 * 527_616
-
-
 def test_akt_has_the_parameters_of_its_stated_layers():
     dim, norm = SIZES.dim, 2 * SIZES.dim
     looking = 3 * linear(dim, dim) + SIZES.heads + norm
@@ -455,50 +361,24 @@ def test_akt_has_the_parameters_of_its_stated_layers():
 # Gradients
 
 
-def test_gradients_of_both_heads_are_finite_differences():
-    sizes = Sizes(concepts=4, slots=4, dim=4, heads=2, blocks=1, hidden=5, dropout=0.0)
-    model = GainAKT4(sizes, isolated_streams(1)).double()
+def test_the_gradient_of_both_heads_is_the_slope_along_a_direction():
+    model = GainAKT4(Sizes(concepts=4, slots=4, dim=4, heads=2, blocks=1, hidden=5, dropout=0.0), isolated_streams(1))
     asked = torch.tensor([[0, 1, 3, 1, 2], [2, 2, 0, 3, 3]])
     inputs = asked[:, :-1], torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0]]), asked[:, 1:]
-    target = torch.tensor([[0, 1, 1, 0], [0, 1, 0, 1]], dtype=torch.float64)
+    target, own = torch.tensor([[0, 1, 1, 0], [0, 1, 0, 1]], dtype=torch.float64), list(model.double().parameters())
 
     def loss():
         answers = model(*inputs)
         first = functional.binary_cross_entropy_with_logits(answers.response_logits, target)
         return first + 0.5 * functional.binary_cross_entropy_with_logits(answers.mastery_logits, target)
 
-    loss().backward()
-    step = 1e-6
-    for name, parameter in model.named_parameters():
-        flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)
-        for place in range(0, flat.numel(), max(1, flat.numel() // 6)):
-            kept = flat[place].item()
-            values = []
-            for moved in (kept + step, kept - step):
-                flat[place] = moved
-                with torch.no_grad():
-                    values.append(loss().item())
-            flat[place] = kept
-            slope = (values[0] - values[1]) / (2 * step)
-            assert gradient[place].item() == pytest.approx(slope, rel=1e-4, abs=1e-8), (name, place)
-
-
-def test_a_tensor_of_another_shape_is_refused_where_shapes_are_checked():
-    concepts, responses, queries = batch()
-    with pytest.raises(Exception, match=r"[Tt]ype-check error"):
-        build(GainAKT4)(concepts, responses[:, :-1], queries)
-    with pytest.raises(Exception, match=r"[Tt]ype-check error"):
-        build(AKT)(concepts, responses.float(), queries)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"concepts": 1}, "concepts is 1; at least 2"),
-        ({"blocks": 0}, "blocks is 0"),
-        ({"dim": 30, "heads": 4}, "30 .* 4 heads"),
-    ],
-)
-def test_sizes_that_no_model_has_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        Sizes(**({"concepts": 5, "slots": 6} | wrong))
+    for seed in range(5):
+        directions = [torch.randn(value.shape, generator=generator(seed), dtype=torch.float64) for value in own]
+        gradients, ends = torch.autograd.grad(loss(), own), []
+        with torch.no_grad():
+            for step in (1e-6, -2e-6, 1e-6):  # forth, to the other side, and back
+                for value, direction in zip(own, directions):
+                    value += step * direction
+                ends.append(loss().item())
+        slope = sum((gradient * direction).sum().item() for gradient, direction in zip(gradients, directions))
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5)

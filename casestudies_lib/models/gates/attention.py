@@ -11,6 +11,8 @@ from casestudies_lib.models.blocks import causal_mask, merge_heads, split_heads
 from casestudies_lib.models.gates.mixing import band, computed, hold_alphas, linear, mix
 from casestudies_lib.models.gates.switches import Links, Sizes, Switches
 
+Keys = Float[Tensor, "batch tokens key_dim"]
+Stream = Float[Tensor, "batch tokens dim"]
 ROW_GATE_ALPHA = 0.2  # fixed in the report's ladder
 ROW_GATE_KEPT = 8  # how many of a row's largest weights its gate adds up
 
@@ -20,9 +22,9 @@ Scores = Float[Tensor, "batch heads tokens tokens"]
 class Attended(NamedTuple):
     """What attention adds to the stream, its weights, and the keys that a coupler may read."""
 
-    added: Float[Tensor, "batch tokens dim"]
+    added: Stream
     weights: Scores
-    keys: Float[Tensor, "batch tokens key_dim"]
+    keys: Keys
 
 
 class Attention(nn.Module):
@@ -33,7 +35,6 @@ class Attention(nn.Module):
     """
 
     def __init__(self, sizes: Sizes, switches: Switches, links: Links) -> None:
-        """Declare the projections and mixing weights that the switches and links ask for."""
         super().__init__()
         dim, self.heads, self.window, self.switches = sizes.dim, sizes.heads, sizes.window, switches
         width, pruned, latent = dim // sizes.heads, switches.pruned, switches.latent
@@ -63,10 +64,7 @@ class Attention(nn.Module):
                 nn.init.uniform_(weight, -limit, limit, generator=generator)
 
     def forward(
-        self,
-        hidden: Float[Tensor, "batch tokens dim"],
-        gates: Float[Tensor, "batch places heads"] | None = None,
-        context: Float[Tensor, "batch tokens key_dim"] | None = None,
+        self, hidden: Stream, gates: Float[Tensor, "batch places heads"] | None = None, context: Keys | None = None
     ) -> Attended:
         """Attend; `gates`, one a head and token or one a head, and `context` for the keys come from a feed-forward."""
         keys = self.key(hidden)
@@ -87,7 +85,7 @@ class Attention(nn.Module):
         return Attended(self.out(merge_heads(heads)), weights, keys)
 
     def queries_keys(
-        self, hidden: Float[Tensor, "batch tokens dim"], keys: Float[Tensor, "batch tokens key_dim"]
+        self, hidden: Stream, keys: Keys
     ) -> tuple[Float[Tensor, "batch heads tokens width"], Float[Tensor, "batch groups tokens width"]]:
         """Return queries and keys as they meet: by head, or all heads' queries against the one latent key."""
         queries = split_heads(self.query(hidden), self.heads)
@@ -95,14 +93,12 @@ class Attention(nn.Module):
             return queries, split_heads(keys, self.heads)
         return torch.einsum("bhtd,hdl->bhtl", queries, self.query_to_latent), keys.unsqueeze(1)
 
-    def scores(self, hidden: Float[Tensor, "batch tokens dim"], keys: Float[Tensor, "batch tokens key_dim"]) -> Scores:
+    def scores(self, hidden: Stream, keys: Keys) -> Scores:
         """Return S, query times key over the root of their width, before any mask."""
         queries, keys = self.queries_keys(hidden, keys)
         return queries @ keys.mT / math.sqrt(queries.shape[-1])
 
-    def reciprocal(
-        self, scores: Scores, hidden: Float[Tensor, "batch tokens dim"], keys: Float[Tensor, "batch tokens key_dim"]
-    ) -> Scores:
+    def reciprocal(self, scores: Scores, hidden: Stream, keys: Keys) -> Scores:
         """Return what the reciprocal switch adds to the scores, before mixing weight, band and mask."""
         kind = self.switches.reciprocal
         if kind == "rank_one":  # "bthd,bsl->bhts": d and l are different letters, so each is summed on its own
@@ -110,9 +106,7 @@ class Attention(nn.Module):
             return queries.sum(-1, keepdim=True) * keys.sum(-1).unsqueeze(-2) / math.sqrt(queries.shape[-1])
         return scores if kind == "repeat" else scores.mT
 
-    def with_reciprocal(
-        self, scores: Scores, hidden: Float[Tensor, "batch tokens dim"], keys: Float[Tensor, "batch tokens key_dim"]
-    ) -> Scores:
+    def with_reciprocal(self, scores: Scores, hidden: Stream, keys: Keys) -> Scores:
         """Return the masked scores with the reciprocal term in its band."""
         kind, convex = self.switches.reciprocal, self.switches.mixing == "convex"
         causal = causal_mask(scores.shape[-1], scores.device)
@@ -143,7 +137,7 @@ class Attention(nn.Module):
             statistic = weights.topk(min(ROW_GATE_KEPT, weights.shape[-1]), dim=-1).values.sum(-1, keepdim=True)
         return torch.sigmoid(statistic * self.row_scale[:, None, None] + self.row_bias[:, None, None])
 
-    def values(self, hidden: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
+    def values(self, hidden: Stream) -> Float[Tensor, "batch heads tokens head_dim"]:
         """Return the values of each head, out of the latent where there is one."""
         values = self.value(hidden)
         if not self.switches.latent:

@@ -11,6 +11,8 @@ from torch.nn import functional
 from casestudies_lib.models.gates.mixing import computed, hold_alphas, linear, mix, running_mean, strongest
 from casestudies_lib.models.gates.switches import RATIOS, Links, Sizes, Switches
 
+Scores = Float[Tensor, "batch heads tokens tokens"]
+Stream = Float[Tensor, "batch tokens dim"]
 CROSS_KEPT = 8  # tokens whose hidden values a token reads
 BELL = 1.5  # width, in ratios, of the bell that a learnable ratio starts from
 MASK_SOFTNESS = 0.25  # in model widths: over how many units a learnable mask fades out
@@ -88,7 +90,7 @@ class HeadGate(nn.Module):
 class Fed(NamedTuple):
     """What a feed-forward adds to the stream, and what it hands to an attention: gates and context for its keys."""
 
-    added: Float[Tensor, "batch tokens dim"]
+    added: Stream
     gates: Float[Tensor, "batch places heads"] | None
     context: Float[Tensor, "batch tokens key_dim"] | None
 
@@ -97,7 +99,6 @@ class FeedForward(nn.Module):
     """Widen, GELU, narrow, with the report's couplings in between."""
 
     def __init__(self, sizes: Sizes, switches: Switches, links: Links) -> None:
-        """Declare the layers and mixing weights that the switches and links ask for."""
         super().__init__()
         self.switches, self.links, self.heads = switches, links, sizes.heads
         to_mlp = switches.reciprocal_mlp in ("to_mlp", "both")
@@ -112,12 +113,7 @@ class FeedForward(nn.Module):
             self.gate = HeadGate(hidden, sizes, switches)
         hold_alphas(self, {"cross_alpha": switches.cross_token, "to_mlp_alpha": to_mlp}, switches.learnable)
 
-    def forward(
-        self,
-        stream: Float[Tensor, "batch tokens dim"],
-        weights: Float[Tensor, "batch heads tokens tokens"],
-        keys: Keys,
-    ) -> Fed:
+    def forward(self, stream: Stream, weights: Scores, keys: Keys) -> Fed:
         """Feed each token forward; `weights` and `keys` are those of the attention before it."""
         switches, convex = self.switches, self.switches.mixing == "convex"
         hidden = functional.gelu(self.widen(stream))
@@ -157,12 +153,7 @@ class LearnedWidth(nn.Module):
         else:
             self.preference = nn.Parameter(_preference(switches.expansion))
 
-    def forward(
-        self,
-        stream: Float[Tensor, "batch tokens dim"],
-        weights: Float[Tensor, "batch heads tokens tokens"],
-        keys: Keys,
-    ) -> Fed:
+    def forward(self, stream: Stream, weights: Scores, keys: Keys) -> Fed:
         """Feed each token forward; what attention hands over is not read."""
         if self.form == "masked":
             hidden = functional.gelu(self.widen[0](stream)) * self.mask()

@@ -13,6 +13,8 @@ from casestudies_lib.models.gates.feed_forward import Coupler, FeedForward, Head
 from casestudies_lib.models.gates.mixing import PrunedLinear, computed, hold_alphas, mix
 from casestudies_lib.models.gates.switches import Links, Sizes, Switches, check_fit, links
 
+Stream = Float[Tensor, "batch tokens dim"]
+
 
 class Handed(NamedTuple):
     """What a feed-forward hands to an attention."""
@@ -29,15 +31,12 @@ class Planted(nn.Module):
     """
 
     def __init__(self, kind: str, dim: int) -> None:
-        """Declare the map, where there is one."""
         super().__init__()
         self.kind = kind
         if kind in ("useful", "redundant"):
             self.map = nn.Linear(dim, dim, bias=False)
 
-    def forward(
-        self, stream: Float[Tensor, "batch tokens dim"], noise: Float[Tensor, "batch tokens dim"] | None
-    ) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, stream: Stream, noise: Stream | None) -> Stream:
         """Return the branch's output.
 
         Raises:
@@ -61,7 +60,6 @@ class Block(nn.Module):
     """
 
     def __init__(self, sizes: Sizes, switches: Switches, links: Links) -> None:
-        """Declare norms, attention and feed-forward, and the planted branch if there is one."""
         super().__init__()
         self.switches = switches
         self.norm, self.forward_norm = nn.LayerNorm(sizes.dim), nn.LayerNorm(sizes.dim)
@@ -72,9 +70,7 @@ class Block(nn.Module):
             self.planted_norm, self.planted = nn.LayerNorm(sizes.dim), Planted(switches.planted, sizes.dim)
             hold_alphas(self, {"planted_alpha": True}, switches.learnable)
 
-    def forward(
-        self, stream: Float[Tensor, "batch tokens dim"], handed: Handed, noise: Float[Tensor, "batch tokens dim"] | None
-    ) -> tuple[Float[Tensor, "batch tokens dim"], Handed]:
+    def forward(self, stream: Stream, handed: Handed, noise: Stream | None) -> tuple[Stream, Handed]:
         """Return the stream after the block, and what its feed-forward hands over."""
         if self.switches.planted != "off" and computed(self.planted_alpha, self.switches.guard):
             branch = self.planted(self.planted_norm(stream), noise)
@@ -122,7 +118,7 @@ class GatedModel(nn.Module):
                 part.prune()
 
     def forward(
-        self, ids: Int[Tensor, "batch tokens"], noise: Float[Tensor, "batch tokens dim"] | None = None
+        self, ids: Int[Tensor, "batch tokens"], noise: Stream | None = None
     ) -> Float[Tensor, "batch tokens vocab"]:
         """Return the logits of each token's successor.
 

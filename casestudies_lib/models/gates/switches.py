@@ -48,13 +48,8 @@ class Sizes:
     window: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no model has.
-
-        Raises:
-            ValueError: a size below its least value, or a width that the heads do not divide.
-        """
-        least = {"vocab": 2, "tokens": 1, "dim": 1, "heads": 1, "blocks": 1, "gate_dim": 1, "window": 0}
-        check_sizes(self, least)
+        """Refuse sizes that no model has, with a ValueError."""
+        check_sizes(self, {"vocab": 2, "tokens": 1, "dim": 1, "heads": 1, "blocks": 1, "gate_dim": 1, "window": 0})
 
 
 @dataclass(frozen=True)
@@ -125,44 +120,38 @@ class Switches:
                 f"latent={self.latent}, expansion={self.expansion}; a width of at least 0 and a finite ratio above 0 "
                 "are needed"
             )
-        for clash in _clashes(self):
-            if clash.holds:
-                raise SwitchError(f"{clash.switches} exclude each other: {clash.why}")
+        for both_set, pair, why in _clashes(self):
+            if both_set:
+                raise SwitchError(f"{pair} exclude each other: {why}")
 
 
-class _Clash(NamedTuple):
-    holds: bool
-    switches: str
-    why: str
-
-
-def _clashes(switches: Switches) -> list[_Clash]:
-    """Return every pair of switches that cannot both be set, and whether both are."""
+def _clashes(switches: Switches) -> list[tuple[bool, str, str]]:
+    """Return every pair of switches that cannot both be set: whether both are, their names, and why."""
     hidden = [name for name in ("head_gate", "reciprocal_mlp") if getattr(switches, name) != "off"]
     hidden += ["cross_token"] if switches.cross_token else []
     form = switches.expansion_form
     return [
-        _Clash(
+        (
             switches.reciprocal_mlp != "off" and not switches.latent,
             f"reciprocal_mlp={switches.reciprocal_mlp} and latent=0",
             "the coupler joins the feed-forward to the latent keys; set latent to a width",
         ),
-        _Clash(
+        (
             switches.coupler_zeros and (switches.coupler != "per_head_scalar" or switches.reciprocal_mlp == "off"),
             f"coupler_zeros and coupler={switches.coupler}, reciprocal_mlp={switches.reciprocal_mlp}",
             "the bug sits in the per-head-scalar coupler of a reciprocal feed-forward; choose both",
         ),
-        _Clash(
+        (
             switches.force_open and switches.head_gate == "off" and switches.row_gate == "off",
             "force_open and head_gate=off, row_gate=off",
             "there is no gate to hold open; choose one",
         ),
-        _Clash(
+        (
             form != "fixed" and bool(hidden),
             f"expansion_form={form} and {', '.join(hidden)}",
             "these read one hidden layer of the feed-forward, which a learnable width does not have",
         ),
-        _Clash(
+        (
             form != "fixed" and not RATIOS[0] <= switches.expansion <= RATIOS[-1],
             f"expansion_form={form} and expansion={switches.expansion}",
             f"a learnable ratio starts between {RATIOS[0]:g} and {RATIOS[-1]:g}",

@@ -1,0 +1,1 @@
+"""Distillation between two language models that differ in width, depth and tokenizer: models, losses, evaluation."""

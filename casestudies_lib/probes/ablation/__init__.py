@@ -1,0 +1,1 @@
+"""Does an ablation flag change what it should, and nothing else?"""

@@ -1,0 +1,1 @@
+"""Does an output depend on inputs that come after it?"""

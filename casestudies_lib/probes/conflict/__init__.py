@@ -1,0 +1,1 @@
+"""Do the losses of one model pull its parameters apart?"""

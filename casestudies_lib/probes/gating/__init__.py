@@ -1,0 +1,1 @@
+"""Do the gates of a model learn, or only decay?"""

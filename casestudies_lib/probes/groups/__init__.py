@@ -1,0 +1,1 @@
+"""Do the errors of a regression come from a few groups?"""

@@ -1,0 +1,1 @@
+"""Which parameters does a loss not teach, and what do they cost?"""

@@ -1,0 +1,1 @@
+"""How does a loss scale with each axis of its batch?"""

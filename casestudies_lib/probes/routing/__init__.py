@@ -1,0 +1,1 @@
+"""Which loss reaches the parameters of a router?"""

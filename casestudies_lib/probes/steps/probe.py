@@ -1,0 +1,400 @@
+"""Did anything move since N batches, and did the optimiser step as often as it should?"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from casestudies_lib.probes.inputs import check_module, check_optimiser, check_whole_number, kind_of
+from casestudies_lib.probes.result import Bar, ProbeInputError, ProbeResult, percent, shown
+from casestudies_lib.probes.steps.evidence import Evidence, relative
+from casestudies_lib.probes.steps.findings import findings
+from casestudies_lib.probes.steps.traces import (
+    Averaged,
+    Gradients,
+    Move,
+    Rate,
+    Stir,
+    average_move,
+    canaries,
+    listen,
+    moves,
+    note_rates,
+    read_counters,
+    read_gradients,
+    read_start,
+    steps_between,
+)
+
+COLUMNS = (
+    "part",
+    "parameter group",
+    "tensors",
+    "tensors that moved",
+    "values",
+    "change, % of norm",
+    "lowest learning rate",
+    "highest learning rate",
+)
+
+
+def stepping(
+    module: nn.Module,
+    optimiser: Optimizer,
+    *,
+    accumulation: int,
+    scheduler: Any = None,
+    ema: Averaged | None = None,
+    ema_decay: float | None = None,
+    every: int = 100,
+) -> "Watch":
+    """Remember where training stands, to tell later whether it moved.
+
+    Wrap your loop, which stays as it is::
+
+        watch = stepping(model, optimiser, accumulation=16)
+        for batch in watch(loader):
+            ...
+        watch.result()
+
+    or, where the loop is out of reach, ask before and after: `watch.result(batches=2000)`. Between the two stands
+    `with watch:`, with `watch.batch()` once a batch or `batches` at the end. An optimiser that keeps no step counter
+    (SGD) can only be counted inside the first or the last.
+
+    The optimiser's steps are counted by a hook, which leaves when the loop ends or breaks. "Moved" is an exact
+    comparison of every value. Nothing of yours is changed, and no random number is drawn.
+
+    Cost: one copy of the trainable parameters (and one of `ema` where it differs from them); every `every` batches two
+    passes over parameters and gradients, below 2 % of the time of training.
+
+    Args:
+        module: the model that should move.
+        optimiser: the one that should move it; with several, watch each.
+        accumulation: batches a step, 1 without gradient accumulation.
+        scheduler: the learning-rate scheduler, with a `last_epoch` that it counts in.
+        ema: averaged weights: an AveragedModel, a module with the same parameter names, or a mapping name to tensor.
+        ema_decay: the average's decay a step, such as 0.999.
+        every: batches between two samples of learning rates, gradients and parameters.
+
+    Returns:
+        A watch; its `result()` is the answer.
+
+    Raises:
+        ProbeInputError: names the argument, what came and what to give.
+
+    Source: the chapter distillation_loss.
+    """
+    check_module(module)
+    if optimiser is None:
+        raise ProbeInputError("optimiser is None; give the torch.optim.Optimizer that should move the module")
+    check_optimiser(module, optimiser)
+    check_whole_number("accumulation", accumulation, 1)
+    check_whole_number("every", every, 1)
+    _check_scheduler(scheduler, optimiser)
+    _check_decay(ema_decay)
+    return Watch(module, optimiser, scheduler, ema, ema_decay, accumulation, every)
+
+
+class Watch:
+    """Watches a training loop; made by `stepping`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimiser: Optimizer,
+        scheduler: Any,
+        average: Averaged | None,
+        decay: float | None,
+        accumulation: int,
+        every: int,
+    ):
+        """Note where everything stands; see `stepping` for the arguments."""
+        self._module, self._optimiser, self._scheduler = module, optimiser, scheduler
+        self._average, self._decay = average, decay
+        self._accumulation, self._every = accumulation, every
+        self._start = read_start(module, optimiser, scheduler, average)
+        self._rates: list[Rate] = []
+        note_rates(self._rates, optimiser, wait=True)
+        self._lengths: list[int] = []
+        self._unfinished: list[int] = []
+        self._calls: int | None = None
+        self._step_rate: float | None = None
+        self._canaries = canaries(self._start.objects, optimiser)
+        self._looks: list[Gradients] = []
+        self._stir: Stir | None = None
+        self._look_at_next_step = True
+        self._depth, self._hooks = 0, ExitStack()
+
+    def __call__(self, batches: Iterable[Any]) -> "WatchedBatches":
+        """Return the batches, unchanged and in order, and watch what happens between them.
+
+        Raises:
+            ProbeInputError: nothing to loop over.
+        """
+        if not isinstance(batches, Iterable):
+            raise ProbeInputError(f"batches is {kind_of(batches)}; give what your loop runs over, such as a DataLoader")
+        return WatchedBatches(self, batches)
+
+    def __enter__(self) -> "Watch":
+        """Start to count the optimiser's steps."""
+        if not self._depth:
+            self._put_hooks()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take all hooks away."""
+        self._depth -= 1
+        if not self._depth:
+            self._hooks.close()
+
+    def batch(self) -> None:
+        """Say that a batch is done; only for a loop inside `with watch:` that is not wrapped."""
+        if not self._lengths:
+            self._epoch()
+        self._lengths[-1] += 1
+        done = sum(self._lengths)
+        if done == 1 or done % self._every == 0:
+            self._sample(done)
+
+    def result(self, batches: int | None = None) -> ProbeResult:
+        """Return the answer for what has happened so far; ask as often as you like.
+
+        Args:
+            batches: how many there were, if the watch has not counted them.
+
+        Raises:
+            ProbeInputError: not a whole number, or not what the watch has counted.
+        """
+        return answer(self._evidence(self._checked(batches)))
+
+    def _epoch(self) -> None:
+        self._lengths.append(0)
+        self._unfinished.append(0)
+
+    def _put_hooks(self) -> None:
+        self._calls = self._calls or 0
+        self._stir = self._stir or Stir(self._start.objects)
+        with ExitStack() as hooks:
+            if "_optimizer_step_post_hooks" in vars(self._optimiser):
+                hooks.callback(self._optimiser.register_step_post_hook(self._stepped).remove)
+            else:
+                # A wrapper that never called Optimizer.__init__ has no hooks; its state may still count.
+                self._calls = None
+            for canary in self._canaries:
+                # One that was frozen since takes no hook.
+                if canary.parameter.requires_grad:
+                    hooks.callback(listen(canary))
+            self._hooks = hooks.pop_all()
+
+    def _stepped(self, *call: object) -> None:
+        self._calls += 1
+        note_rates(self._rates, self._optimiser, wait=False)
+        rates = [rate.last for rate in self._rates if rate.last is not None]
+        self._step_rate = max([*rates, self._step_rate or 0.0]) if rates else self._step_rate
+        if self._look_at_next_step:
+            self._look_at_next_step = False
+            self._looks.append(read_gradients(self._start.objects, sum(self._lengths)))
+
+    def _sample(self, batch: int) -> None:
+        note_rates(self._rates, self._optimiser, wait=True)
+        if self._look_at_next_step:
+            # No step has come since the last sample, so the gradients are seen only here.
+            self._looks.append(read_gradients(self._start.objects, batch))
+        self._look_at_next_step = True
+        if self._stir is not None and batch % self._every == 0:
+            self._stir.sample(batch)
+
+    def _checked(self, batches: int | None) -> list[int] | None:
+        """Return the finished batches of each epoch."""
+        if batches is None:
+            return self._lengths
+        check_whole_number("batches", batches, 0)
+        counted = sum(self._lengths) + sum(self._unfinished)
+        if counted and counted != batches:
+            raise ProbeInputError(f"batches is {batches}, yet the watch has counted {counted}; leave batches out")
+        return self._lengths if counted else [batches]
+
+    @torch.no_grad()
+    def _evidence(self, lengths: list[int]) -> Evidence:
+        note_rates(self._rates, self._optimiser, wait=True)
+        start, before = self._start, self._start.counters
+        after = read_counters(start.objects, self._optimiser, self._scheduler, self._average)
+        counted = steps_between(before, after)
+        steps = self._calls or counted
+        average = None
+        if self._average is not None and start.objects:
+            average = average_move(start, self._average, self._decay, after, steps)
+        return Evidence(
+            optimiser=type(self._optimiser).__name__,
+            accumulation=self._accumulation,
+            lengths=tuple(lengths),
+            unfinished=sum(self._unfinished),
+            calls=self._calls,
+            counted=counted,
+            moves=tuple(moves(self._module, self._optimiser, start)),
+            rates=tuple(self._rates),
+            step_rate=self._step_rate,
+            scheduled=self._scheduler is not None,
+            schedule=None if after.schedule is None else after.schedule - (before.schedule or 0),
+            average=average,
+            decay=self._decay,
+            looks=(*self._looks, read_gradients(start.objects, sum(lengths))),
+            passes=max((canary.passes for canary in self._canaries), default=0),
+            pile=max((int(canary.longest) for canary in self._canaries), default=0),
+            broken=max((int(canary.broken) for canary in self._canaries), default=0),
+            still_since=None if self._stir is None else self._stir.still_since(),
+        )
+
+
+class WatchedBatches:
+    """The batches of a loop, unchanged; made by calling a watch."""
+
+    def __init__(self, watch: Watch, batches: Iterable[Any]):
+        """Watch these batches whenever they are looped over."""
+        self._watch, self._batches = watch, batches
+
+    def __len__(self) -> int:
+        """Return how many there are, if the batches know."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Hand out every batch; the hooks leave with the loop, however it ends."""
+        watch = self._watch
+        with watch:
+            watch._epoch()
+            for batch in self._batches:
+                # A loop that breaks may or may not have finished the batch in hand.
+                watch._unfinished[-1] = 1
+                yield batch
+                watch._unfinished[-1] = 0
+                watch.batch()
+
+
+def _check_scheduler(scheduler: object, optimiser: Optimizer) -> None:
+    if scheduler is None:
+        return
+    if not callable(getattr(scheduler, "step", None)):
+        raise ProbeInputError(
+            f"scheduler is {kind_of(scheduler)}; give a learning-rate scheduler with a step(), or None"
+        )
+    driven = getattr(scheduler, "optimizer", optimiser)
+    if isinstance(driven, Optimizer) and driven is not optimiser:
+        raise ProbeInputError(
+            f"scheduler drives another optimiser (a {type(driven).__name__}) than the one given; build the scheduler "
+            "after the optimiser and over it"
+        )
+
+
+def _check_decay(decay: object) -> None:
+    if decay is None:
+        return
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay <= 1:
+        raise ProbeInputError(f"ema_decay is {decay!r}; give the decay a step, from 0 to 1, such as 0.999, or None")
+
+
+def answer(evidence: Evidence) -> ProbeResult:
+    """Return the probe's result."""
+    found = findings(evidence)
+    reason = "" if any(finding.severity != "note" for finding in found) else _reason(evidence)
+    ok = None if reason else all(finding.severity == "note" for finding in found)
+    return ProbeResult(
+        probe="stepping",
+        ok=ok,
+        headline=_headline(evidence),
+        findings=tuple(found),
+        columns=COLUMNS,
+        rows=_rows(evidence),
+        bars=_bars(evidence, ok),
+        bar_unit="optimiser steps",
+        measures=_measures(evidence),
+        reason=reason,
+    )
+
+
+def _reason(evidence: Evidence) -> str:
+    """Return why no answer can be given; empty if one can."""
+    steps, accumulation = evidence.steps, evidence.accumulation
+    if not evidence.moves:
+        return "no parameter had requires_grad when the watch began; call requires_grad_() first"
+    if not evidence.batches:
+        return "no batch was watched; wrap the loop in watch(loader), or give batches to result()"
+    if evidence.warms_up and not evidence.moved:
+        return "all steps so far ran at the learning rate 0 of a warm-up that has begun to rise; watch longer"
+    if not evidence.expected and not evidence.moved:
+        return f"{evidence.batches} batches are fewer than one accumulation of {accumulation}; watch longer"
+    if not evidence.compared:
+        return "every parameter was replaced by another object meanwhile; begin a new watch"
+    if steps is None:
+        return (
+            f"parameters moved, but this {evidence.optimiser} keeps no count of its steps; run the loop inside "
+            "watch(loader) or `with watch:` to count them"
+        )
+    return ""
+
+
+def _headline(evidence: Evidence) -> str:
+    moved, tensors, steps = len(evidence.moved), len(evidence.moves), evidence.steps
+    if not tensors:
+        return "The module has no trainable parameter."
+    far = "" if not moved or evidence.change is None else f" (by {percent(evidence.change, 1)} of their norm)"
+    taken = "an unknown number of steps" if steps is None else f"{shown(steps)} optimiser step{'s' * (steps != 1)}"
+    return (
+        f"{moved} of {tensors} trainable tensors moved{far} in {shown(evidence.batches)} batches; {taken}, "
+        f"{shown(evidence.expected)} expected."
+    )
+
+
+def _rows(evidence: Evidence) -> tuple[tuple[Any, ...], ...]:
+    parts: dict[tuple[str, int | None], list[Move]] = {}
+    for move in evidence.moves:
+        parts.setdefault((move.part, move.group), []).append(move)
+    return tuple(_row(part, group, members, evidence) for (part, group), members in parts.items())
+
+
+def _row(part: str, group: int | None, members: list[Move], evidence: Evidence) -> tuple[Any, ...]:
+    rate = None if group is None or group >= len(evidence.rates) else evidence.rates[group]
+    change = relative([move for move in members if move.moved is not None])
+    return (
+        part,
+        group,
+        len(members),
+        sum(bool(move.moved) for move in members),
+        sum(move.values for move in members),
+        None if change is None else 100 * change,
+        None if rate is None else rate.lowest,
+        None if rate is None else rate.highest,
+    )
+
+
+def _bars(evidence: Evidence, ok: bool | None) -> tuple[Bar, ...]:
+    if evidence.steps is None or not evidence.batches:
+        return ()
+    low, high = evidence.bounds
+    wrong = ok is False and not (evidence.moved and low <= evidence.steps <= high)
+    return (Bar("expected", evidence.expected, False), Bar("taken", evidence.steps, wrong))
+
+
+def _measures(evidence: Evidence) -> dict[str, int | float | None]:
+    average, low_high = evidence.average, [rate for rate in evidence.rates if rate.lowest is not None]
+    return {
+        "batches": evidence.batches,
+        "steps": evidence.steps,
+        "steps_expected": evidence.expected,
+        "step_calls": evidence.calls,
+        "step_counter": evidence.counted,
+        "tensors": len(evidence.moves),
+        "tensors_moved": len(evidence.moved),
+        "relative_change": evidence.change,
+        "lowest_rate": min((rate.lowest for rate in low_high), default=None),
+        "highest_rate": max((rate.highest for rate in low_high), default=None),
+        "scheduler_advance": evidence.schedule,
+        "ema_share": None if average is None else average.share,
+        "ema_start_weight": None if average is None else average.start_weight,
+        "backward_passes": evidence.passes,
+        "uncleared_passes": evidence.pile,
+        "broken_passes": evidence.broken,
+    }

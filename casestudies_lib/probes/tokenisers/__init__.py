@@ -1,0 +1,1 @@
+"""Do positions of equal index in two tokenizations mean the same characters?"""
