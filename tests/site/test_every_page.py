@@ -14,7 +14,7 @@ WIDTHS = (360, 768, 1280)
 # What a page is made of is the same in the dark; only its colours are not.
 RULES = {
     "light": {"resultTypes": ["violations"]},
-    "dark": {"resultTypes": ["violations"], "runOnly": ["cat.color"]},
+    "dark": {"resultTypes": ["violations"], "runOnly": ["color-contrast", "link-in-text-block"]},
 }
 TYPESET = """() => window.MathJax.startup.promise.then(() => ({
     asked: document.querySelectorAll('.math').length,
