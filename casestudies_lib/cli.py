@@ -295,14 +295,14 @@ app.add_typer(evidence_app, name="evidence")
 @evidence_app.command("update")
 def evidence_update(
     chapter: ChapterName,
-    sweep: Annotated[list[str] | None, typer.Option("--sweep", metavar="NAME", help="which sweeps; repeatable")] = None,
+    sweep: Annotated[str | None, typer.Option(metavar="NAME", help="which sweep, where there are several")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Put a sweep's result into data/evidence, to be committed."""
     from casestudies_lib.runner.chapters import find_chapter
     from casestudies_lib.runner.evidence import update
 
-    path, found = update(find_chapter(chapter), sweep or [])
+    path, found = update(find_chapter(chapter), sweep)
     if as_json:
         _print_json({"file": str(path), "provenance": found.provenance})
         return

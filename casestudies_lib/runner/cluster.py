@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -47,7 +48,9 @@ def cluster(address: str | None, workers: int, say: Callable[[str], None]) -> It
         Mistake: the address has none of these forms.
         NoCluster: nothing answers there, or what answers is not a scheduler, or has no worker.
     """
-    with _quiet(), _remote(_checked(address), say) if address else _local(workers) as client:
+    # Read when distributed is imported; what matters to the user is said by the sweep.
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
+    with _remote(_checked(address), say) if address else _local(workers) as client:
         yield client
 
 
@@ -127,20 +130,3 @@ async def _identity(address: str) -> dict:
     arguments = Security().get_connection_args("client")
     async with rpc(address, timeout=PATIENCE / 2, connection_args=arguments) as remote:
         return await remote.identity()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Dask's own lines while it is in use; what matters to the user is said by the sweep."""
-    import distributed
-
-    name = distributed.__name__
-    names = [name, *(each for each in logging.root.manager.loggerDict if each.startswith(f"{name}."))]
-    before = {each: logging.getLogger(each).level for each in names}  # it gives several of them levels of their own
-    for each in names:
-        logging.getLogger(each).setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for each, level in before.items():
-            logging.getLogger(each).setLevel(level)

@@ -21,11 +21,12 @@ from nbformat import v4, writes
 from casestudies_lib import paths
 from casestudies_lib.claims import Table
 from casestudies_lib.figures import Shown
-from casestudies_lib.records import SYMBOLS, VERDICTS, VERDICTS_MIME
+from casestudies_lib.records import SYMBOLS, VERDICTS_MIME
 from casestudies_lib.site.pdf import FLAGS
 from casestudies_lib.site.publish import MARKER, publish
 
 REAL_ROOT = Path(__file__).resolve().parents[2]
+VERDICTS = tuple(SYMBOLS)
 HOSTILE = '<script>document.title="owned"</script> **bold** {{ title }} $x$ [l](http://example.invalid) \u202egnp.exe'
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
 EVIDENCE = {
