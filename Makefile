@@ -60,13 +60,7 @@ serve: $(READY) ## serve _build/html on this machine
 bench: $(READY) ## measure speed and memory as ratios, each in one run (BENCH_FLAGS=builds measures that group alone, --set-up set-up too)
 	$(BIN)/python tests/benchmark $(BENCH_FLAGS)
 
-# The browser that puppeteer would fetch is not needed: Lighthouse drives the installed one.
-tests/lighthouse/node_modules: tests/lighthouse/package-lock.json
-	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 20 or newer, so that 'npm' is on the PATH" >&2; exit 1; }
-	PUPPETEER_SKIP_DOWNLOAD=1 npm install --prefix tests/lighthouse --no-save --no-audit --no-fund --silent
-	touch $@
-
-bench-site: book tests/lighthouse/node_modules ## measure the site with Lighthouse, in one table (needs Chromium and npm)
+bench-site: book ## measure the site with Lighthouse, in one table (needs Chromium and npx, which fetches Lighthouse once)
 	$(BIN)/python tests/benchmark/site.py
 
 browser: ## install the Debian package that page tests need

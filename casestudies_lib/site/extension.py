@@ -142,17 +142,13 @@ def _sweep_table(staged: Staged, *_: object) -> dict:
 
 def _probe_table(*_: object) -> dict:
     """Name and first paragraph of every probe that the package offers, read from its source without importing torch."""
-    folder = Path(casestudies_lib.__file__).parent / "probes"
-    probes = []
-    for path in sorted(folder.rglob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and node.name in _offered(folder):
-                probes.append((node.name, (ast.get_docstring(node) or "").split("\n\n")[0]))
+    package, probes = Path(casestudies_lib.__file__).parent, []
+    offered = (package / "probes" / "__init__.py").read_text(encoding="utf-8")
+    for module, name in re.findall(r"^    from casestudies_lib\.(probes[\w.]*) import (\w+)$", offered, re.MULTILINE):
+        source = (package / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        [function] = [node for node in ast.parse(source).body if getattr(node, "name", None) == name]
+        probes.append((name, ast.get_docstring(function).split("\n\n")[0]))
     return {"probes": sorted(probes)}
-
-
-def _offered(folder: Path) -> set[str]:
-    return set(re.findall(r"\w+", (folder / "__init__.py").read_text(encoding="utf-8")))
 
 
 def _chapter(staged: Staged, slug: str, _: object) -> dict:

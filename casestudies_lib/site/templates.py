@@ -6,6 +6,7 @@ import unicodedata
 from datetime import date
 from pathlib import Path
 
+from babel.dates import format_date
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -15,10 +16,6 @@ from casestudies_lib.records import SYMBOLS
 
 _CODE = re.compile(r"`([^`]+)`")
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
-_MONTHS = (
-    "January", "February", "March", "April", "May", "June",
-    "July", "August", "September", "October", "November", "December",
-)  # fmt: skip
 _INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn")
 
 
@@ -37,7 +34,7 @@ def _environment(folder: Path) -> Environment:
         loader=FileSystemLoader(folder), autoescape=True, finalize=_shown, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    filters = (prose, breakable, myst, number, long_date)
+    filters = (prose, myst, number, long_date)
     environment.filters |= {each.__name__: each for each in filters} | {"rule": typeset}
     return environment
 
@@ -57,11 +54,6 @@ def prose(text: object) -> Markup:
     return Markup(_CODE.sub(r"<code>\1</code>", str(escape(visible(text)))))
 
 
-def breakable(text: object) -> Markup:
-    """Return a path as HTML that a narrow page may break after `/` and `_`."""
-    return Markup(re.sub(r"([/_])(?=.)", r"\1<wbr>", str(escape(visible(text)))))
-
-
 def myst(text: object) -> Markup:
     """Return text for MyST Markdown with no character that Markdown would read as markup."""
     return Markup(_PUNCTUATION.sub(r"\\\1", visible(text)))
@@ -73,6 +65,5 @@ def number(value: float) -> str:
 
 
 def long_date(started: str) -> str:
-    """Return the day of an ISO time as `7 November 2025`, independent of the machine's language."""
-    day = date.fromisoformat(started[:10])
-    return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
+    """Return the day of an ISO time as `7 November 2025`."""
+    return format_date(date.fromisoformat(started[:10]), "d MMMM y", locale="en")

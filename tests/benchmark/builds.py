@@ -79,7 +79,7 @@ def build_rows(scratch: Path) -> list[Row]:
 def jupyter_book(copy: Path, scratch: Path) -> list[str]:
     """Return the command that makes the same pages from the staged book with jupyter-book alone, from nothing."""
     stage = scratch / "stage"
-    shutil.copytree(copy / "_build" / "stage", stage, ignore=shutil.ignore_patterns("_build", "_output"))
+    shutil.copytree(copy / "_build" / "stage" / "book", stage)
     main = "from jupyter_book.cli.main import main; main()"
     return [sys.executable, "-c", main, "build", str(stage), "--path-output", str(scratch / "alone"), "-q"]
 

@@ -10,6 +10,7 @@ import io
 import json
 import mimetypes
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,10 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from casestudies_lib import paths
-from casestudies_lib.site.pdf import FLAGS, browser
-from casestudies_lib.site.print_document import pages_in_order
+from casestudies_lib.site.pdf import FLAGS
 
-LIGHTHOUSE = Path(__file__).parent / "lighthouse" / "node_modules" / ".bin" / "lighthouse"
+LIGHTHOUSE = ["npx", "--yes", "lighthouse@12.8.2"]
 LOWEST = {"performance": 95, "accessibility": 100, "best-practices": 95, "seo": 95}
 FIRST_LOAD, NEXT_LOAD = 1_500_000, 300_000  # bytes over the wire, compressed
 LARGEST_PAINT = 1500.0  # milliseconds, Lighthouse's desktop setting
@@ -89,10 +89,10 @@ class Audit:
 def audit(address: str, page: str) -> Audit:
     """Run Lighthouse with its desktop setting on one page."""
     flags = " ".join(flag for flag in FLAGS if flag != "--headless") + " --headless=new"
-    command = [str(LIGHTHOUSE), f"{address}/{page}", "--preset=desktop", "--quiet", "--output=json"]
+    command = [*LIGHTHOUSE, f"{address}/{page}", "--preset=desktop", "--quiet", "--output=json"]
     command += ["--output-path=stdout", f"--chrome-flags={flags}", f"--only-categories={','.join(LOWEST)}"]
     with tempfile.TemporaryDirectory() as home:
-        environment = os.environ | {"CHROME_PATH": browser(), "HOME": home}
+        environment = os.environ | {"CHROME_PATH": paths.browser(), "HOME": home}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT)
     if done.returncode:
         raise SystemExit(f"lighthouse failed on {page}: {done.stderr.strip()[-600:]}")
@@ -120,7 +120,7 @@ def next_load(address: str, first: str, second: str) -> int:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser(), args=list(FLAGS))
+        chromium = playwright.chromium.launch(executable_path=paths.browser(), args=list(FLAGS))
         page = chromium.new_page()
         page.goto(f"{address}/{first}", wait_until="networkidle")
         session, received = page.context.new_cdp_session(page), []
@@ -146,9 +146,9 @@ def missed(found: Audit, following: int | None) -> list[str]:
 def main() -> int:
     """Measure, print one table, and fail where a figure is missed."""
     site = paths.build() / "html"
-    if not LIGHTHOUSE.is_file():
-        raise SystemExit("Lighthouse is not installed; run: make bench-site")
-    pages = [page for page in pages_in_order(site) if page == "index.html" or page.startswith("notebooks/")]
+    if shutil.which("npx") is None or paths.browser() is None:
+        raise SystemExit("Lighthouse needs npx (Node.js 20 or newer) and Chromium; the latter comes with: make browser")
+    pages = ["index.html", *(f"notebooks/{page.name}" for page in sorted((site / "notebooks").glob("*.html")))]
     table = Table("page", *LOWEST, "largest paint, ms", "first load, kB", "next load, kB", title="The site, measured")
     short, complaints = [], []
     with served(site) as address:

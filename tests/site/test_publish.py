@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import yaml
 
 from casestudies_lib.runner.errors import CasebookError, Mistake
 from casestudies_lib.site import publish as publishing
@@ -260,3 +263,26 @@ def test_a_build_in_which_nothing_changed_imports_none_of_the_heavy_packages(cas
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def casebook_commands(text: str) -> list[str]:
+    return re.findall(r"\.venv/bin/casebook ([^\n#]+)", text)
+
+
+def test_every_casebook_command_of_a_workflow_exists_with_its_options():
+    folder = Path(__file__).resolve().parents[2] / ".github" / "workflows"
+    commands = [line for path in sorted(folder.glob("*.yml")) for line in casebook_commands(path.read_text())]
+    assert any(line.startswith("evidence check") for line in commands)
+    for line in commands:
+        words = [*shlex.split(line.replace("${{ steps.pages.outputs.base_url }}", "https://example.org")), "--help"]
+        done = subprocess.run([sys.executable, "-m", "casestudies_lib.cli", *words], capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stderr)
+
+
+def test_the_workflow_that_publishes_names_the_address_of_its_pages_and_prints_the_book():
+    path = Path(__file__).resolve().parents[2] / ".github" / "workflows" / "publish.yml"
+    steps = yaml.safe_load(path.read_text())["jobs"]["book"]["steps"]
+    [pages] = [step for step in steps if "configure-pages" in step.get("uses", "")]
+    [build] = [step["run"] for step in steps if "casebook build" in step.get("run", "")]
+    assert f'--base-url "${{{{ steps.{pages["id"]}.outputs.base_url }}}}"' in build
+    assert "--pdf" in build
