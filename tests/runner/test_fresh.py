@@ -97,3 +97,17 @@ def test_what_python_really_imports_for_a_chapter_is_among_its_inputs(copy, numb
     (provenance,) = (copy.root / "_build" / "runs" / slug).glob("*/provenance.json")
     assert len(names) > 10
     assert names <= json.loads(provenance.read_text())["inputs"].keys()
+
+
+@pytest.mark.parametrize("name", ["models/tracing.py", "runner/run.py"])
+def test_a_module_that_is_not_python_is_named_before_any_kernel_starts(copy, name):
+    path = copy.root / "casestudies_lib" / name
+    whole = path.read_text()
+    path.write_text("x = 1\ny = (\n")
+    done = copy.casebook("run", "zero_weight_head")
+    path.write_text(whole)
+    assert done.returncode in (1, 2)
+    assert f"{name}" in done.stderr
+    assert "is not Python: '(' was never closed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "cells, " not in done.stderr

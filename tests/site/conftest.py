@@ -159,7 +159,7 @@ def write_evidence(root: Path) -> None:
     path = root / "data" / "evidence" / "plain_case.parquet"
     swept_lines().to_parquet(path)
     provenance = {
-        "format": 1, "chapter": "plain_case", "command": "casebook sweep plain_case", "grid": {"epochs": [5, 10, 20]},
+        "format": 2, "chapter": "plain_case", "command": "casebook sweep plain_case", "grid": {"epochs": [5, 10, 20]},
         "rows": 12, "inputs": {}, "made_with": {"torch": ["2.13.0", "2.14.0"]},
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }  # fmt: skip

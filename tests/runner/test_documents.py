@@ -13,7 +13,7 @@ from torch import nn
 
 from casestudies_lib.runner.chapters import all_chapters, read_notebook, source_of
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "book").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
 CHAPTERS = {
@@ -64,6 +64,17 @@ def test_every_command_answers_help_and_stands_on_a_page():
         help_of(*command)
     named = {tuple(arguments[: len(command)]) for arguments in CASEBOOK for command in commands}
     assert set(commands) - named == set(), "no page tells a reader to type these"
+
+
+def test_the_page_of_faults_names_tests_that_exist_and_words_that_they_look_for():
+    rows = [line.split(" | ") for line in TEXTS["faults.md"].splitlines() if "`test_" in line]
+    sources = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").rglob("test_*.py")]
+    assert len(rows) > 20
+    for fault, words, _status, test in rows:
+        name = re.search(r"`(test_\w+)`", test)[1]
+        (source,) = [text for text in sources if f"def {name}(" in text]
+        for quoted in re.findall(r'"(.+)"', words):
+            assert quoted in source.replace("{name}", "SIGTERM"), f"{fault}: {name} does not look for {quoted!r}"
 
 
 def test_make_knows_every_target_that_a_page_names():
