@@ -21,17 +21,13 @@ from nbformat import v4, writes
 from casestudies_lib import paths
 from casestudies_lib.claims import Table
 from casestudies_lib.figures import Shown
-<<<<<<< HEAD
-from casestudies_lib.records import SYMBOLS, VERDICTS_MIME
-=======
 from casestudies_lib.records import SYMBOLS, VERDICTS, VERDICTS_MIME
 from casestudies_lib.runner.chapters import find_chapter
 from casestudies_lib.runner.inputs import portable
 from casestudies_lib.runner.results import current_inputs
 from casestudies_lib.runner.table import FORMAT
->>>>>>> site
 from casestudies_lib.site.pdf import FLAGS
-from casestudies_lib.site.publish import MARKER, publish
+from casestudies_lib.site.publish import publish
 
 REAL_ROOT = Path(__file__).resolve().parents[2]
 VERDICTS = tuple(SYMBOLS)
@@ -167,14 +163,9 @@ def write_evidence(root: Path) -> None:
     path = root / "data" / "evidence" / "plain_case.parquet"
     swept_lines().to_parquet(path)
     provenance = {
-<<<<<<< HEAD
-        "format": 2, "chapter": "plain_case", "command": "casebook sweep plain_case", "grid": {"epochs": [5, 10, 20]},
-        "rows": 12, "inputs": {}, "made_with": {"torch": ["2.13.0", "2.14.0"]},
-=======
         "format": FORMAT, "chapter": "plain_case", "command": "casebook sweep plain_case", "rows": 12,
         "grid": {"epochs": [5, 10, 20]}, "made_with": {"torch": ["2.13.0", "2.14.0"]},
         "inputs": portable(current_inputs(find_chapter("plain_case"))),
->>>>>>> site
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(provenance), encoding="utf-8")
