@@ -61,8 +61,8 @@ def update(chapter: Chapter, name: str | None = None) -> tuple[Path, Sweep]:
         name: which sweep; where there is only one, it need not be named.
 
     Raises:
-        Mistake: there is no sweep, or several of which none is named, or none has this name.
-        Failure: the sweep is older than the chapter's code.
+        Mistake: there is no sweep, no sweep of this name, or more than one and no name.
+        Failure: the sweep is older than the chapter's code, or a row of it failed.
     """
     there = {path.stem: path for path in sorted(folder_of(chapter.slug).glob("*.parquet"))}
     if not there:
@@ -74,6 +74,8 @@ def update(chapter: Chapter, name: str | None = None) -> tuple[Path, Sweep]:
     if words := staleness(chapter, sweep.provenance):
         command = sweep.provenance["command"]
         raise Failure(f"the sweep of {chapter.slug} is older than its code: {few(words)}; run again: {command}")
+    if failed := sweep.provenance["failures"]:
+        raise Failure(f"{failed} rows of this sweep failed; evidence holds whole sweeps: mend the chapter, sweep again")
     path = table.write(folder() / f"{chapter.slug}.parquet", sweep)
     return path, read_evidence(chapter.slug)
 

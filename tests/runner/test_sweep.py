@@ -292,6 +292,7 @@ def test_a_scheduler_with_tls_takes_a_sweep_by_dasks_own_settings_and_refuses_on
         (["--grid", "rate=2"], "allowed: 0.1 to 1.0"),
         (["--grid", "seed=1,2"], "--grid cannot set seed: use --seeds"),
         (["--grid", "rate=0.2", "--grid", "rate=0.3"], "--grid sets rate twice"),
+        (["--grid", "records=."], "--grid cannot set the path records"),
         (["--seeds", "5:2"], "not of the form A:B with A below B"),
         (["--seeds", "0:7"], "are 7 seeds, and a row takes 6"),
         (["--seeds", "0:999999"], "give a multiple"),

@@ -21,7 +21,7 @@ from nbformat import v4, writes
 from casestudies_lib import paths
 from casestudies_lib.claims import Table
 from casestudies_lib.figures import Shown
-from casestudies_lib.records import SYMBOLS, VERDICTS, VERDICTS_MIME
+from casestudies_lib.records import SYMBOLS, VERDICTS_MIME
 from casestudies_lib.runner.chapters import find_chapter
 from casestudies_lib.runner.inputs import portable
 from casestudies_lib.runner.results import current_inputs
