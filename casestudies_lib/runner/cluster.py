@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -16,6 +15,7 @@ from casestudies_lib.runner.errors import Failure, Mistake
 
 PATIENCE = 15.0  # seconds for a scheduler to answer
 WORKER_PATIENCE = 60.0  # seconds for a first worker to be there
+_LOGGERS = ("distributed", "distributed.client", "distributed.gc", "tornado.application", "asyncio")
 _SETTINGS = {
     "distributed.scheduler.allowed-failures": 2,
     # A row that waits at a worker would be blamed with the one that kills it.
@@ -47,8 +47,10 @@ def cluster(address: str | None, workers: int, say: Callable[[str], None]) -> It
         Mistake: the address has none of these forms.
         NoCluster: nothing answers there, or what answers is not a scheduler, or has no worker.
     """
-    # Read when distributed is imported; what matters to the user is said by the sweep.
-    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
+    import distributed  # noqa: F401 - it gives its loggers their levels
+
+    for name in _LOGGERS:  # what matters to the user is said by the sweep
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with _remote(_checked(address), say) if address else _local(workers) as client:
         yield client
 

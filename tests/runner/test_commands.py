@@ -167,7 +167,7 @@ def test_serve_says_what_is_missing_or_taken(book, site):
         taken.listen()
         done = site.casebook("serve", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 2
-    assert "is taken; choose another with --port" in done.stderr
+    assert "cannot be had (Address already in use); choose another with --port" in done.stderr
     shutil.rmtree(book.root / "_build")
     assert "build it first: casebook build" in book.casebook("serve").stderr
 
