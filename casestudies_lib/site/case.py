@@ -1,25 +1,15 @@
 """A chapter as it goes onto the site: its report, and the result of one complete run of it."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from casestudies_lib import paths
-from casestudies_lib.claims import Report, ReportError, Verdict, parse_report
+from casestudies_lib.claims import Report, Verdict, parse_report
 from casestudies_lib.runner.chapters import read_notebook, source_of
-from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.results import NOTEBOOK, read_result
 from casestudies_lib.site.figures import Figure, figures_in
-
-_PROVENANCE = ("started", "seconds", "torch", "python", "platform", "parameters")
-
-
-class CaseError(Failure):
-    """A chapter and its result cannot be shown; the message says what to mend."""
 
 
 @dataclass(frozen=True)
@@ -80,36 +70,18 @@ class Case:
 
 
 def read_case(name: str, folder: Path, reports: Path | None = None) -> Case:
-    """Read the result of a chapter and check that it belongs to the report file.
+    """Read the result of a chapter and its report.
 
     Args:
         name: the notebook's name without its ending.
-        folder: the result folder of a complete run.
+        folder: the result folder of a complete run, made with the report as it is now.
         reports: the folder of report files; by default that of the repository.
 
     Raises:
-        CasebookError: there is no result, or it is not one of this chapter and report; the message names what to run.
+        ResultError: there is no complete result in the folder.
+        ReportError: the report file is missing or wrong.
     """
-    slug = name.split("_", 1)[1]
-    try:
-        result = read_result(folder)
-        report = parse_report((reports or paths.reports()) / f"{slug}.toml")
-        verdicts = tuple(Verdict.model_validate(record) for record in result.verdicts)
-    except (ReportError, ValidationError) as error:
-        raise CaseError(f"{slug}: {error}") from error
-    _check_records(report, verdicts)
-    if absent := [field for field in _PROVENANCE if field not in result.provenance]:
-        raise CaseError(f"{slug}: its provenance lacks {', '.join(absent)}; run `casebook run {slug}`")
+    result = read_result(folder)
+    report = parse_report((reports or paths.reports()) / f"{name.split('_', 1)[1]}.toml")
+    verdicts = tuple(Verdict.model_validate(record) for record in result.verdicts)
     return Case(name, folder, report, verdicts, result.provenance)
-
-
-def _check_records(report: Report, records: Sequence[Verdict]) -> None:
-    """Refuse records of another chapter, of other claims, or judged by a rule that the report no longer holds."""
-    expected = [(report.slug, claim.id, claim.rule) for claim in report.claims]
-    came = [(record.chapter, record.id, record.rule) for record in records]
-    if sorted(expected) != sorted(came):
-        differing = sorted(set(expected) ^ set(came)) or came
-        raise CaseError(
-            f"{report.slug}: verdicts and report differ in {', '.join(dict.fromkeys(entry[1] for entry in differing))} "
-            f"(claim, chapter or rule); run `casebook run {report.slug}` again"
-        )

@@ -4,8 +4,9 @@ import re
 
 from casestudies_lib.records import MEASUREMENTS_MIME, VERDICTS_MIME
 from casestudies_lib.runner.chapters import source_of
+from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.publishable import private_traces_in, unpublishable
-from casestudies_lib.site.case import Case, CaseError
+from casestudies_lib.site.case import Case
 from casestudies_lib.site.figures import linked
 from casestudies_lib.site.templates import render
 
@@ -15,11 +16,15 @@ _AFTER_VERDICTS = re.compile(r"^## (?:Limits|Exercises|Sources)", re.MULTILINE)
 VERDICT_LINE = re.compile(r'<p class="casebook-verdict[^>]*>\s*(?:<[^>]*>)*\s*(?P<claim>\w+).*?</p>', re.DOTALL)
 
 
+class PageError(Failure):
+    """A chapter's notebook lacks what its page needs, or holds what no page may; the message says what to mend."""
+
+
 def page_notebook(case: Case, *, swept: bool) -> dict:
     """Return the notebook that jupyter-book reads; `swept` tells whether the chapter has an explorer.
 
     Raises:
-        CaseError: an output may not be shown, a trial has no target to link to, or the title is missing.
+        PageError: an output may not be shown, a trial has no target to link to, or the title is missing.
     """
     _check(case)
     first, *rest = [_shown(case, cell) for cell in case.notebook["cells"]]
@@ -38,12 +43,12 @@ def _check(case: Case) -> None:
     cells = case.notebook["cells"]
     problems = [*unpublishable(case.notebook), *(f"it holds {trace}" for trace in private_traces_in(case.notebook))]
     if problems:
-        raise CaseError(f"{case.name}.ipynb may not be published: {'; '.join(problems)}")
+        raise PageError(f"{case.name}.ipynb may not be published: {'; '.join(problems)}")
     if not cells or cells[0]["cell_type"] != "markdown" or not source_of(cells[0]).startswith("# "):
-        raise CaseError(f"{case.name}.ipynb must start with a Markdown cell whose first line is its title, `# ...`")
+        raise PageError(f"{case.name}.ipynb must start with a Markdown cell whose first line is its title, `# ...`")
     targets = _TARGET.findall("\n".join(source_of(cell) for cell in cells if cell["cell_type"] == "markdown"))
     if missing := [verdict.id for verdict in case.verdicts if verdict.id.lower() not in targets]:
-        raise CaseError(f"{case.name}.ipynb has no target for {', '.join(missing)}; write `({missing[0].lower()})=` "
+        raise PageError(f"{case.name}.ipynb has no target for {', '.join(missing)}; write `({missing[0].lower()})=` "
                         "on the line before the heading of its trial")  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 All is read from the folder that `stage_book` lays out: `results/` holds the runs, `reports/` the report files.
 """
 
-import ast
 import functools
 import json
 import re
@@ -12,7 +11,6 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-import casestudies_lib
 from casestudies_lib.claims import ReportError, Verdict, parse_report
 from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.exercises import Exercise, exercises_of
@@ -120,15 +118,8 @@ def _sweep_table(staged: Staged, *_: object) -> dict:
     return {"sweeps": [(case, sweeps[case.slug]) for case in staged.cases if case.slug in sweeps]}
 
 
-def _probe_table(*_: object) -> dict:
-    """Name and first paragraph of every probe that the package offers, read from its source without importing torch."""
-    package, probes = Path(casestudies_lib.__file__).parent, []
-    offered = (package / "probes" / "__init__.py").read_text(encoding="utf-8")
-    for module, name in re.findall(r"^    from casestudies_lib\.(probes[\w.]*) import (\w+)$", offered, re.MULTILINE):
-        source = (package / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
-        [function] = [node for node in ast.parse(source).body if getattr(node, "name", None) == name]
-        probes.append((name, ast.get_docstring(function).split("\n\n")[0]))
-    return {"probes": sorted(probes)}
+def _probe_table(staged: Staged, *_: object) -> dict:
+    return {"probes": json.loads((staged.folder / "probes.json").read_text(encoding="utf-8"))}
 
 
 def _chapter(staged: Staged, slug: str, _: object) -> dict:
@@ -153,7 +144,7 @@ PARTS: dict[str, tuple[Callable[..., dict], tuple[str, ...]]] = {
     "teaching-plans.md": (_teaching_plans, _EVERYTHING),
     "run-table.html": (_cases, _EVERYTHING),
     "sweep-table.html": (_sweep_table, ("sweeps.json",)),
-    "probe-table.html": (_probe_table, ()),
+    "probe-table.html": (_probe_table, ("probes.json",)),
     "chapter-header.md": (_chapter, ("results/*_{slug}/*", "reports/{slug}.toml")),
     "sweep-explorer.html": (_sweep_explorer, ("results/*_{slug}/*", "reports/{slug}.toml", "sweeps.json")),
     "downloads.html": (lambda *_: {}, ()),

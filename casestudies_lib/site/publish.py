@@ -167,16 +167,17 @@ def _is_current(site: Path, key: str) -> bool:
 def build_book(stage: Path, builder: str) -> Path:
     """Run jupyter-book on the staged book, with warnings as errors, and return the folder of what it made.
 
-    Sphinx reads again what changed, and everything where the code of the site, its templates, its settings or an
-    installed version did; it writes every page again, because a link may lead to what changed. After a failure nothing
-    is kept, because Sphinx does not repeat the warnings of a page that it has read.
+    Sphinx reads again what changed, and everything where code, templates, settings, an installed version or the list of
+    chapters and reports did; it writes every page again, because a link may lead to what changed. After a failure
+    nothing is kept, because Sphinx does not repeat the warnings of a page that it has read.
 
     Raises:
         PublishError: jupyter-book warns, fails, or does not end.
     """
     book, output, note = stage / "book", stage / "output", stage / "output.key"
-    code = [path for path in _code() if path.is_relative_to(Path(__file__).parent)]
-    base = _digest([*code, *_files(book / "_templates"), book / "_config.yml"], stage, _installed())
+    code = [path for path in _code() if not {"models", "tasks", "probes"} & set(path.parts)]
+    listed = sorted(path.name for folder in ("results", "reports") for path in (book / folder).iterdir())
+    base = _digest([*code, *_files(book / "_templates"), book / "_config.yml"], stage, _installed(), listed)
     if not note.is_file() or note.read_text() != base:
         shutil.rmtree(output, ignore_errors=True)
     note.unlink(missing_ok=True)

@@ -1,12 +1,15 @@
 """Lays out the folder that jupyter-book builds the site from; a file whose content stays the same is left alone."""
 
+import ast
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
+import casestudies_lib
 from casestudies_lib import paths
 from casestudies_lib.runner import evidence
 from casestudies_lib.runner.chapters import find_chapter
@@ -38,7 +41,7 @@ def stage_book(folder: Path, results: Mapping[str, Path], address: str | None, p
     wanted = _files_in(paths.book(), "") | _files_in(paths.reports(), "reports/")
     wanted["_config.yml"] = _settings(address, pdf)
     sweeps = {slug: _sweep(slug) for slug in evidence.slugs() if slug in results}
-    wanted["sweeps.json"] = _json(sweeps)
+    wanted |= {"sweeps.json": _json(sweeps), "probes.json": _json(_probes())}
     for case in cases:
         wanted |= _chapter_files(case, swept=case.slug in sweeps)
     records = [verdict.model_dump(mode="json") for case in cases for verdict in case.verdicts]
@@ -98,7 +101,19 @@ def _sweep(slug: str) -> dict:
         "rows": provenance["rows"],
         "made_with": provenance.get("made_with", {}),
         "changed": changed,
+        "sha256": provenance["sha256"],  # so that explorers are made again with other lines
     }
+
+
+def _probes() -> list[tuple[str, str]]:
+    """Return name and first paragraph of each probe that the package offers, from its source, without loading torch."""
+    package, probes = Path(casestudies_lib.__file__).parent, []
+    offered = (package / "probes" / "__init__.py").read_text(encoding="utf-8")
+    for module, name in re.findall(r"^    from casestudies_lib\.(probes[\w.]*) import (\w+)$", offered, re.MULTILINE):
+        source = (package / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        [function] = [node for node in ast.parse(source).body if getattr(node, "name", None) == name]
+        probes.append((name, ast.get_docstring(function).split("\n\n")[0]))
+    return sorted(probes)
 
 
 def _chapter_files(case: Case, *, swept: bool) -> dict[str, bytes]:

@@ -15,7 +15,6 @@ from markdown_it import MarkdownIt
 from casestudies_lib import paths, probes
 from casestudies_lib.claims import load_report, report_slugs
 from casestudies_lib.site import explorer, templates
-from casestudies_lib.site.case import CaseError, read_case
 from casestudies_lib.site.extension import policy
 
 CHAPTER = "notebooks/1_plain_case.html"
@@ -194,33 +193,6 @@ def test_evidence_that_cannot_be_explored_is_refused(shown, casebook):
         shown(lines.replace({"claim": {"P2": "X1"}}))
     with pytest.raises(explorer.SweepError, match="no parameter takes two values"):
         shown(lines[(lines["param_epochs"] == 5) & (lines["param_router"] == "soft")])
-
-
-def test_a_sweep_without_measurements_has_no_table_of_them(shown, casebook):
-    lines = pd.read_parquet(casebook.root / "data" / "evidence" / "plain_case.parquet")
-    assert shown(lines[lines["record"] == "verdict"])["tables"] == []
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda records: records[:-1], "differ in P5 "),
-        (lambda records: [*records, records[0]], "differ in P1"),
-        (lambda records: [entry | {"chapter": "hostile_case"} for entry in records], "differ in P1, P2"),
-        (lambda records: [records[0] | {"rule": "upheld if >= 0.2"}, *records[1:]], "differ in P1 "),
-        (lambda records: [entry | {"verdict": "proven"} for entry in records], "proven"),
-    ],
-)
-def test_records_that_the_report_does_not_ask_for_are_refused(casebook, change, message):
-    casebook.change("plain_case", records=change)
-    with pytest.raises(CaseError, match=message):
-        read_case("1_plain_case", casebook.results["plain_case"])
-
-
-def test_provenance_without_what_the_page_says_of_a_run_is_refused(casebook):
-    casebook.change("plain_case", provenance=lambda found: {k: v for k, v in found.items() if k != "torch"})
-    with pytest.raises(CaseError, match="lacks torch; run `casebook run plain_case`"):
-        read_case("1_plain_case", casebook.results["plain_case"])
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="`")))
