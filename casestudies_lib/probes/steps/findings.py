@@ -1,10 +1,10 @@
 """What `stepping` concludes: whether anything moved, why not, and what to do about it."""
 
 import math
-from collections.abc import Iterable
 
-from casestudies_lib.probes.result import SEVERITIES, Finding, percent, shown
+from casestudies_lib.probes.result import SEVERITIES, Finding, listed, percent, shown
 from casestudies_lib.probes.steps.evidence import Evidence
+from casestudies_lib.probes.steps.traces import Average, Move
 
 CHAPTER = "distillation_loss"
 # Loss scalers drop a few steps: so much, or one step, is worth a note only.
@@ -14,22 +14,23 @@ TOLERANCE = 0.1
 def findings(evidence: Evidence) -> list[Finding]:
     """Return all findings, the worst first."""
     found = [
-        *_standing(evidence),
+        *_nothing_moved(evidence),
         *_count(evidence),
         *_rate(evidence),
-        *_stall(evidence),
+        *_stopped(evidence),
+        *_flipped(evidence),
         *_broken_values(evidence),
         *_replaced(evidence),
         *_piles(evidence),
         *_broken_gradients(evidence),
         *_schedule(evidence),
         *_average(evidence),
-        *_still(evidence),
+        *_unmoved(evidence),
     ]
     return sorted(found, key=lambda finding: -SEVERITIES.index(finding.severity))
 
 
-def _standing(evidence: Evidence) -> list[Finding]:
+def _nothing_moved(evidence: Evidence) -> list[Finding]:
     """Nothing moved although it should have."""
     if evidence.moved or not evidence.expected or not evidence.compared or evidence.warms_up:
         return []
@@ -47,6 +48,12 @@ def _causes(evidence: Evidence) -> tuple[str, str]:
     """Return what most likely keeps everything in place, and what to do."""
     if not evidence.steps:
         return _no_step_causes(evidence)
+    if all(move.group is None for move in evidence.compared):
+        return (
+            "The optimiser holds none of these parameters: it was built over a copy, or before the model was built "
+            "again.",
+            "Build the optimiser over the very model that the loss runs, when it is complete and on its device.",
+        )
     if not evidence.has_gradients:
         return (
             "The optimiser steps, but its parameters never had a gradient: the loss trains other tensors than the "
@@ -117,10 +124,10 @@ def _count(evidence: Evidence) -> list[Finding]:
         f"{shown(steps)} steps in {shown(evidence.batches)} batches, where an accumulation of {evidence.accumulation} "
         f"makes {right} (off by a factor of {factor:.3g})."
     )
-    return [_finding(severity, "number of steps", measured, *_count_causes(steps < low, severity))]
+    return [_finding(severity, "number of steps", measured, *_count_causes(steps < low, severity, evidence))]
 
 
-def _count_causes(few: bool, severity: str) -> tuple[str, str]:
+def _count_causes(few: bool, severity: str, evidence: Evidence) -> tuple[str, str]:
     if severity == "note":
         return "Usual for a loss scaler, which withholds a few steps.", "Nothing, unless the gap grows."
     if few:
@@ -128,6 +135,12 @@ def _count_causes(few: bool, severity: str) -> tuple[str, str]:
             "Fewer steps than planned: a loss scaler or a branch that is not always entered withholds some, or the "
             "real accumulation is longer.",
             "Compare the loop's accumulation with the one given; count how often the scaler lowers its scale.",
+        )
+    if evidence.short_epochs and evidence.accumulation > 1:
+        return (
+            f"No epoch has the {evidence.accumulation} batches of one accumulation: a step on each epoch's rest has "
+            "fewer batches than planned.",
+            "Let the counter run on across epochs, or set the accumulation to the length of an epoch.",
         )
     return (
         "Steps come too early, on gradients of fewer batches than planned, and the learning-rate schedule runs ahead. "
@@ -177,33 +190,77 @@ def _rate(evidence: Evidence) -> list[Finding]:
 def _zero_group(silent: list[str]) -> Finding:
     return _finding(
         "warning",
-        _listed(silent),
+        listed(silent),
         "Learning rate 0 throughout, while other groups move.",
         "These parameters stay where they are, yet their gradients are computed.",
         "If meant, freeze them with requires_grad_(False); else mend the group's rate or its scheduler's function.",
     )
 
 
-def _stall(evidence: Evidence) -> list[Finding]:
-    if not evidence.stalled or not evidence.moved:
+def _stopped(evidence: Evidence) -> list[Finding]:
+    """Some or all tensors moved and then stopped."""
+    stopped = evidence.stalled
+    if not stopped or not evidence.moved:
         return []
-    gone = evidence.batches - evidence.still_since
+    since, everything = max(stopped.values()), len(stopped) == len(evidence.moved)
+    some = f"{len(stopped)} of {len(evidence.moved)} tensors that moved stand still"
+    which = "No parameter has moved" if everything else some
+    taught = any(look.teaches(name) for name, last in stopped.items() for look in evidence.looks if look.batch > last)
+    if everything:
+        meaning = (
+            "Training went on but learning stopped: the schedule has reached 0, or a loss scaler withholds every step."
+        )
+    elif taught:
+        meaning = (
+            "They still get gradients while others move: the steps have become smaller than their precision holds."
+        )
+    else:
+        meaning = "No gradient above rounding has been seen there since, while others move."
     return [
         _finding(
             "fault",
-            "all parameters",
-            f"No parameter has moved since batch {shown(evidence.still_since)}, for {shown(gone)} batches.",
-            "Training went on but learning stopped: the schedule has reached 0, or a loss scaler withholds every step.",
+            "all parameters" if everything else listed(stopped),
+            f"{which} since batch {shown(since)}, for {shown(evidence.batches - since)} batches.",
+            meaning,
             "Look at the learning rate and at nan or infinity in gradients from that batch on.",
         )
     ]
+
+
+def _flipped(evidence: Evidence) -> list[Finding]:
+    """Return what requires_grad did in mid-run."""
+    found, thawed = [], evidence.thawed
+    if frozen := evidence.frozen:
+        found.append(
+            _finding(
+                "fault",
+                listed(frozen),
+                f"requires_grad became False by batch {shown(min(frozen.values()))}, and the values stand still since.",
+                "They no longer learn.",
+                "Look for a freeze in the loop; if it is planned, begin a new watch after it.",
+            )
+        )
+    for held in dict.fromkeys(thawed.values()):
+        meaning = (
+            "The optimiser holds them; whether they moved was not measured." if held else "No optimiser holds them."
+        )
+        found.append(
+            _finding(
+                "note" if held else "fault",
+                listed(name for name in thawed if thawed[name] is held),
+                "requires_grad was False and became True since the watch began.",
+                meaning,
+                "Begin a new watch to measure them." if held else "Add them to the optimiser with add_param_group.",
+            )
+        )
+    return found
 
 
 def _broken_values(evidence: Evidence) -> list[Finding]:
     names = [move.name for move in evidence.compared if not move.finite]
     finding = _finding(
         "fault",
-        _listed(names),
+        listed(names),
         f"nan or infinity in {len(names)} of {len(evidence.compared)} tensors.",
         "They moved, but nowhere: such weights never recover.",
         "Go back to a checkpoint; clip or skip gradients that are not finite.",
@@ -220,17 +277,17 @@ def _replaced(evidence: Evidence) -> list[Finding]:
     if lost:
         meaning = "The optimiser does not hold the new tensor and goes on stepping the old one."
         what_to_do = "Change the module before you build the optimiser, or add the new parameters with add_param_group."
-        found.append(_finding("fault", _listed(lost), measured, meaning, what_to_do))
+        found.append(_finding("fault", listed(lost), measured, meaning, what_to_do))
     if kept:
         meaning = "The optimiser holds the new one; whether it moved was not measured."
-        found.append(_finding("note", _listed(kept), measured, meaning, "Begin a new watch to measure these too."))
+        found.append(_finding("note", listed(kept), measured, meaning, "Begin a new watch to measure these too."))
     return found
 
 
 def _piles(evidence: Evidence) -> list[Finding]:
     if not evidence.piles:
         return []
-    sizes = [look.largest for look in evidence.looks if look.existing and math.isfinite(look.largest)]
+    sizes = [look.largest for look in evidence.looks if look.sizes and math.isfinite(look.largest)]
     growth = f"; largest value {sizes[0]:.3g} at first, {sizes[-1]:.3g} at last" if len(sizes) > 1 else ""
     return [
         _finding(
@@ -295,6 +352,21 @@ def _average(evidence: Evidence) -> list[Finding]:
                 "Update the average after every step of the optimiser.",
             )
         ]
+    return [*_stale_buffers(average.stale), *_slow_average(average, evidence.decay)]
+
+
+def _stale_buffers(names: tuple[str, ...]) -> list[Finding]:
+    finding = _finding(
+        "warning",
+        "averaged weights (ema)",
+        f"{len(names)} of their buffers ({listed(names)}) are as at the start, while those of the live module moved.",
+        "Evaluation normalises with the statistics of the start.",
+        "Average or copy the buffers too, or call update_bn before each evaluation.",
+    )
+    return [finding] if names else []
+
+
+def _slow_average(average: Average, decay: float | None) -> list[Finding]:
     if average.share is None or average.share >= 0.5:
         return []
     updates = "" if average.updates is None else f" after {shown(average.updates)} updates"
@@ -305,7 +377,7 @@ def _average(evidence: Evidence) -> list[Finding]:
             "averaged weights (ema)",
             f"They have made {percent(average.share, 1)} of the live weights' way from the start{updates}{weight}.",
             f"Evaluation reads weights that are {percent(1 - average.share, 1)} start, whatever the model learns.",
-            _average_advice(evidence.decay),
+            _average_advice(decay),
         )
     ]
 
@@ -317,34 +389,75 @@ def _average_advice(decay: float | None) -> str:
     return f"For the first {shown(math.ceil(math.log(0.05) / math.log(decay)))} updates (start below 5 %), {advice}."
 
 
-def _still(evidence: Evidence) -> list[Finding]:
-    """Some tensors stand while the rest moves."""
+def _unmoved(evidence: Evidence) -> list[Finding]:
+    """Some tensors did not move while the rest did, each kind with what was seen of its gradient."""
     if not evidence.moved:
         return []
     silent = {number for number, rate in enumerate(evidence.rates) if rate.lowest == rate.highest == 0}
-    still = [move for move in evidence.compared if not move.moved and move.group not in silent]
-    outside, held = ([move.name for move in still if (move.group is None) == out] for out in (True, False))
-    found = []
-    if outside:
-        meaning = "The optimiser does not hold them, so they keep their values."
-        what_to_do = "Add them to the optimiser, or freeze them if that is what you want."
-        found.append(_finding("note", _listed(outside), _stood(outside, evidence), meaning, what_to_do))
-    if held:
-        meaning = "Held, but without a gradient other than zero: frozen by use, or outside the loss."
-        what_to_do = "Ask the probe idle_parameters why."
-        found.append(_finding("note", _listed(held), _stood(held, evidence), meaning, what_to_do))
-    return found
+    still = [m for m in evidence.compared if not m.moved and m.group not in silent and m.name not in evidence.frozen]
+    looked = any(look.sizes for look in evidence.looks)
+    kinds: dict[tuple[str, ...], list[Move]] = {}
+    for move in still:
+        kinds.setdefault(_why_unmoved(move, evidence, looked), []).append(move)
+    return [
+        _finding(
+            severity,
+            listed(dict.fromkeys(_place(move, severity) for move in members)),
+            f"{len(members)} of {len(evidence.compared)} trainable tensors did not move, the others did{seen}.",
+            meaning,
+            what_to_do,
+        )
+        for (severity, seen, meaning, what_to_do), members in kinds.items()
+    ]
 
 
-def _stood(names: list[str], evidence: Evidence) -> str:
-    return f"{len(names)} of {len(evidence.compared)} trainable tensors did not move, the others did."
+def _place(move: Move, severity: str) -> str:
+    """Return the tensor's name, or its module's where that is outside the optimiser."""
+    outside = move.group is None and severity == "fault"
+    return move.name.rpartition(".")[0] or move.name if outside else move.name
+
+
+def _why_unmoved(move: Move, evidence: Evidence, looked: bool) -> tuple[str, str, str, str]:
+    """Return severity, what was seen, what it means and what to do."""
+    taught = evidence.had_gradient(move.name)
+    if move.group is None and taught:
+        return (
+            "fault",
+            ", and had gradients",
+            "The loss reaches them, but the optimiser does not hold them, so they never learn.",
+            "Build the optimiser when the module is complete; keep layers in nn.ModuleList, not in a list. "
+            "If another optimiser trains them, give all in a list.",
+        )
+    if move.group is None:
+        return (
+            "note",
+            "",
+            "The optimiser does not hold them, so they keep their values.",
+            "Add them to the optimiser, or freeze them if that is what you want.",
+        )
+    if taught and evidence.never_steps(move.group):
+        return (
+            "fault",
+            ", and had gradients",
+            "Their optimiser never stepped, while another did.",
+            "Call its step(), and count the calls.",
+        )
+    if taught:
+        return (
+            "fault",
+            ", and had gradients",
+            "The steps are smaller than the parameters' precision can hold (usual in half precision): they round away.",
+            "Keep the weights in float32 under autocast, or raise the learning rate.",
+        )
+    return (
+        "warning" if looked else "note",
+        "",
+        "Held, but without a gradient above rounding when it was looked at: frozen by use, or outside the loss."
+        if looked
+        else "Held; whether they had a gradient was not seen.",
+        "Ask the probe idle_parameters why.",
+    )
 
 
 def _finding(severity: str, where: str, measured: str, meaning: str, what_to_do: str) -> Finding:
     return Finding(severity, where, measured, meaning, what_to_do, CHAPTER)
-
-
-def _listed(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
