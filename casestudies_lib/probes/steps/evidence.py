@@ -71,12 +71,7 @@ class Evidence:
         """
         low = sum(length // self.accumulation for length in self.lengths)
         most = sum(math.ceil(length / self.accumulation) for length in self.lengths)
-        return low, (math.ceil(self.expected_exactly) if self.short_epochs else most) + self.unfinished
-
-    @property
-    def expected_exactly(self) -> float:
-        """Return the finished batches in accumulations."""
-        return self.finished / self.accumulation
+        return low, (math.ceil(self.finished / self.accumulation) if self.short_epochs else most) + self.unfinished
 
     @property
     def short_epochs(self) -> bool:
@@ -92,10 +87,6 @@ class Evidence:
     def never_steps(self, group: int | None) -> bool:
         """Return whether the optimiser of a parameter group is known never to have stepped."""
         return group is not None and self.calls is not None and self.calls[self.owners[group]] == 0
-
-    def had_gradient(self, name: str) -> bool:
-        """Return whether a gradient above rounding was seen at a tensor."""
-        return any(look.teaches(name) for look in self.looks)
 
     @property
     def compared(self) -> list[Move]:

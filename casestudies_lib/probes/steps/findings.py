@@ -7,6 +7,7 @@ from casestudies_lib.probes.steps.evidence import Evidence
 from casestudies_lib.probes.steps.traces import Average, Move
 
 CHAPTER = "distillation_loss"
+AVERAGE = "averaged weights (ema)"
 # Loss scalers drop a few steps: so much, or one step, is worth a note only.
 TOLERANCE = 0.1
 
@@ -48,17 +49,15 @@ def _causes(evidence: Evidence) -> tuple[str, str]:
     """Return what most likely keeps everything in place, and what to do."""
     if not evidence.steps:
         return _no_step_causes(evidence)
+    what_to_do = "Build the optimiser over the very model that the loss runs, when it is complete and on its device."
     if all(move.group is None for move in evidence.compared):
-        return (
-            "The optimiser holds none of these parameters: it was built over a copy, or before the model was built "
-            "again.",
-            "Build the optimiser over the very model that the loss runs, when it is complete and on its device.",
-        )
+        meaning = "The optimiser holds none of these parameters: it was built over a copy, or before the model was."
+        return meaning, what_to_do
     if not evidence.has_gradients:
         return (
             "The optimiser steps, but its parameters never had a gradient: the loss trains other tensors than the "
             "optimiser holds (a copy, or a model that was built again), or its path is cut by detach() or no_grad().",
-            "Build the optimiser over the very model that the loss runs, when it is complete and on its device.",
+            what_to_do,
         )
     if evidence.rate_zero:
         return "The learning rate was 0 at every step.", "See the finding about the learning rate."
@@ -152,15 +151,9 @@ def _count_causes(few: bool, severity: str, evidence: Evidence) -> tuple[str, st
 def _moved_without_step(evidence: Evidence) -> list[Finding]:
     moved, batches = len(evidence.moved), shown(evidence.batches)
     measured = f"{moved} tensors moved in {batches} batches without a step of this {evidence.optimiser}."
-    return [
-        _finding(
-            "warning",
-            "optimiser",
-            measured,
-            "Something else moves the parameters: another optimiser, an update by hand, weights loaded meanwhile.",
-            "Give the probe the optimiser that steps; if this one should, see that its step() is called.",
-        )
-    ]
+    meaning = "Something else moves the parameters: another optimiser, an update by hand, weights loaded meanwhile."
+    what_to_do = "Give the probe the optimiser that steps; if this one should, see that its step() is called."
+    return [_finding("warning", "optimiser", measured, meaning, what_to_do)]
 
 
 def _rate(evidence: Evidence) -> list[Finding]:
@@ -176,15 +169,11 @@ def _rate(evidence: Evidence) -> list[Finding]:
     cause = "The learning rate"
     if evidence.schedule == 0:
         cause = "The scheduler never advanced, and it starts at 0: the learning rate"
-    return [
-        _finding(
-            "fault",
-            "learning rate",
-            f"0 in every parameter group, throughout {shown(evidence.batches)} batches.",
-            f"{cause} turns every step into nothing.",
-            "Step the scheduler after each step of the optimiser, and see that its first value is above 0 or rises.",
-        )
-    ]
+    measured = f"0 in every parameter group, throughout {shown(evidence.batches)} batches."
+    what_to_do = (
+        "Step the scheduler after each step of the optimiser, and see that its first value is above 0 or rises."
+    )
+    return [_finding("fault", "learning rate", measured, f"{cause} turns every step into nothing.", what_to_do)]
 
 
 def _zero_group(silent: list[str]) -> Finding:
@@ -202,58 +191,43 @@ def _stopped(evidence: Evidence) -> list[Finding]:
     stopped = evidence.stalled
     if not stopped or not evidence.moved:
         return []
-    since, everything = max(stopped.values()), len(stopped) == len(evidence.moved)
-    some = f"{len(stopped)} of {len(evidence.moved)} tensors that moved stand still"
-    which = "No parameter has moved" if everything else some
-    taught = any(look.teaches(name) for name, last in stopped.items() for look in evidence.looks if look.batch > last)
-    if everything:
+    since = max(stopped.values())
+    where, which = listed(stopped), f"{len(stopped)} of {len(evidence.moved)} tensors that moved stand still"
+    meaning = "No gradient above rounding has been seen there since, while others move."
+    if len(stopped) == len(evidence.moved):
+        where, which = "all parameters", "No parameter has moved"
         meaning = (
             "Training went on but learning stopped: the schedule has reached 0, or a loss scaler withholds every step."
         )
-    elif taught:
+    elif any(look.teaches(name) for name, last in stopped.items() for look in evidence.looks if look.batch > last):
         meaning = (
             "They still get gradients while others move: the steps have become smaller than their precision holds."
         )
-    else:
-        meaning = "No gradient above rounding has been seen there since, while others move."
-    return [
-        _finding(
-            "fault",
-            "all parameters" if everything else listed(stopped),
-            f"{which} since batch {shown(since)}, for {shown(evidence.batches - since)} batches.",
-            meaning,
-            "Look at the learning rate and at nan or infinity in gradients from that batch on.",
-        )
-    ]
+    measured = f"{which} since batch {shown(since)}, for {shown(evidence.batches - since)} batches."
+    what_to_do = "Look at the learning rate and at nan or infinity in gradients from that batch on."
+    return [_finding("fault", where, measured, meaning, what_to_do)]
 
 
 def _flipped(evidence: Evidence) -> list[Finding]:
     """Return what requires_grad did in mid-run."""
-    found, thawed = [], evidence.thawed
+    found = []
     if frozen := evidence.frozen:
-        found.append(
-            _finding(
-                "fault",
-                listed(frozen),
-                f"requires_grad became False by batch {shown(min(frozen.values()))}, and the values stand still since.",
-                "They no longer learn.",
-                "Look for a freeze in the loop; if it is planned, begin a new watch after it.",
-            )
-        )
-    for held in dict.fromkeys(thawed.values()):
-        meaning = (
-            "The optimiser holds them; whether they moved was not measured." if held else "No optimiser holds them."
-        )
-        found.append(
-            _finding(
-                "note" if held else "fault",
-                listed(name for name in thawed if thawed[name] is held),
-                "requires_grad was False and became True since the watch began.",
-                meaning,
-                "Begin a new watch to measure them." if held else "Add them to the optimiser with add_param_group.",
-            )
-        )
-    return found
+        first = shown(min(frozen.values()))
+        measured = f"requires_grad became False by batch {first}, and the values stand still since."
+        what_to_do = "Look for a freeze in the loop; if it is planned, begin a new watch after it."
+        found.append(_finding("fault", listed(frozen), measured, "They no longer learn.", what_to_do))
+    kept, lost = ([name for name, held in evidence.thawed.items() if held is wanted] for wanted in (True, False))
+    measured = "requires_grad was False and became True since the watch began."
+    return found + _new_tensors(lost, kept, measured, "No optimiser holds them.")
+
+
+def _new_tensors(lost: list[str], kept: list[str], measured: str, meaning: str) -> list[Finding]:
+    """Return the fault of tensors that the watch does not know and no optimiser holds, and a note on the others."""
+    mend = "Change the module before you build the optimiser, or add the new parameters with add_param_group."
+    known = "The optimiser holds the new one; whether it moved was not measured."
+    found = [_finding("fault", listed(lost), measured, meaning, mend)] if lost else []
+    again = "Begin a new watch to measure these too."
+    return found + ([_finding("note", listed(kept), measured, known, again)] if kept else [])
 
 
 def _broken_values(evidence: Evidence) -> list[Finding]:
@@ -270,18 +244,10 @@ def _broken_values(evidence: Evidence) -> list[Finding]:
 
 def _replaced(evidence: Evidence) -> list[Finding]:
     gone = [move for move in evidence.moves if move.moved is None]
-    lost = [move.name for move in gone if move.group is None]
-    kept = [move.name for move in gone if move.group is not None]
+    kept, lost = ([move.name for move in gone if (move.group is None) is out] for out in (False, True))
     measured = "Another tensor has taken its place since the watch began."
-    found = []
-    if lost:
-        meaning = "The optimiser does not hold the new tensor and goes on stepping the old one."
-        what_to_do = "Change the module before you build the optimiser, or add the new parameters with add_param_group."
-        found.append(_finding("fault", listed(lost), measured, meaning, what_to_do))
-    if kept:
-        meaning = "The optimiser holds the new one; whether it moved was not measured."
-        found.append(_finding("note", listed(kept), measured, meaning, "Begin a new watch to measure these too."))
-    return found
+    meaning = "The optimiser does not hold the new tensor and goes on stepping the old one."
+    return _new_tensors(lost, kept, measured, meaning)
 
 
 def _piles(evidence: Evidence) -> list[Finding]:
@@ -289,31 +255,25 @@ def _piles(evidence: Evidence) -> list[Finding]:
         return []
     sizes = [look.largest for look in evidence.looks if look.sizes and math.isfinite(look.largest)]
     growth = f"; largest value {sizes[0]:.3g} at first, {sizes[-1]:.3g} at last" if len(sizes) > 1 else ""
-    return [
-        _finding(
-            "fault",
-            "gradients",
-            f"{shown(evidence.pile)} backward passes fell on one another without the gradient being cleared{growth}.",
-            "Gradients of all these batches are summed: each step repeats the old ones, and the sum grows without end.",
-            "Call zero_grad() after every step; where steps are missing, mend those first.",
-        )
-    ]
+    measured = f"{shown(evidence.pile)} backward passes fell on one another without the gradient being cleared{growth}."
+    meaning = (
+        "Gradients of all these batches are summed: each step repeats the old ones, and the sum grows without end."
+    )
+    what_to_do = "Call zero_grad() after every step; where steps are missing, mend those first."
+    return [_finding("fault", "gradients", measured, meaning, what_to_do)]
 
 
 def _broken_gradients(evidence: Evidence) -> list[Finding]:
     if not evidence.broken or not evidence.moved:
         return []
     many = evidence.broken > TOLERANCE * evidence.passes and evidence.broken > 1
-    return [
-        _finding(
-            "warning" if many else "note",
-            "gradients",
-            f"nan or infinity in {shown(evidence.broken)} of {shown(evidence.passes)} backward passes.",
-            "A loss scaler drops such steps, some at the start while it looks for its scale; without one they spoil "
-            "the weights.",
-            "If it lasts, look for the operation that overflows." if many else "Nothing, unless it lasts.",
-        )
-    ]
+    measured = f"nan or infinity in {shown(evidence.broken)} of {shown(evidence.passes)} backward passes."
+    meaning = (
+        "A loss scaler drops such steps, some at the start while it looks for its scale; without one they spoil the "
+        "weights."
+    )
+    what_to_do = "If it lasts, look for the operation that overflows." if many else "Nothing, unless it lasts."
+    return [_finding("warning" if many else "note", "gradients", measured, meaning, what_to_do)]
 
 
 def _schedule(evidence: Evidence) -> list[Finding]:
@@ -323,15 +283,9 @@ def _schedule(evidence: Evidence) -> list[Finding]:
     counts = f"{shown(advance)} advances of the scheduler, {shown(steps)} steps of the optimiser"
     measured = f"{counts}, {shown(batches)} batches."
     if advance > max(evidence.bounds[1], steps) + 1 and advance >= 1.5 * steps:
-        return [
-            _finding(
-                "warning",
-                "scheduler",
-                measured,
-                "The schedule runs ahead of the optimiser: warm-up and decay end early, unless laid out in batches.",
-                "Step the scheduler where the optimiser steps, or lay the schedule out in batches on purpose.",
-            )
-        ]
+        meaning = "The schedule runs ahead of the optimiser: warm-up and decay end early, unless laid out in batches."
+        what_to_do = "Step the scheduler where the optimiser steps, or lay the schedule out in batches on purpose."
+        return [_finding("warning", "scheduler", measured, meaning, what_to_do)]
     if advance == 0 and steps and not evidence.rate_zero:
         meaning = "Right for a scheduler that steps once an epoch, if no epoch has ended; else it is never stepped."
         return [_finding("note", "scheduler", measured, meaning, "See that scheduler.step() is reached.")]
@@ -343,27 +297,20 @@ def _average(evidence: Evidence) -> list[Finding]:
     if average is None or not evidence.moved or not evidence.expected:
         return []
     if not average.moved:
-        return [
-            _finding(
-                "fault",
-                "averaged weights (ema)",
-                "None of them changed, while the live weights moved.",
-                "Evaluation reads weights that never learn.",
-                "Update the average after every step of the optimiser.",
-            )
-        ]
+        measured = "None of them changed, while the live weights moved."
+        what_to_do = "Update the average after every step of the optimiser."
+        return [_finding("fault", AVERAGE, measured, "Evaluation reads weights that never learn.", what_to_do)]
     return [*_stale_buffers(average.stale), *_slow_average(average, evidence.decay)]
 
 
 def _stale_buffers(names: tuple[str, ...]) -> list[Finding]:
-    finding = _finding(
-        "warning",
-        "averaged weights (ema)",
-        f"{len(names)} of their buffers ({listed(names)}) are as at the start, while those of the live module moved.",
-        "Evaluation normalises with the statistics of the start.",
-        "Average or copy the buffers too, or call update_bn before each evaluation.",
-    )
-    return [finding] if names else []
+    if not names:
+        return []
+    measured = f"{len(names)} of their buffers ({listed(names)}) are as at the start, while the live ones moved."
+    what_to_do = "Average or copy the buffers too, or call update_bn before each evaluation."
+    return [
+        _finding("warning", AVERAGE, measured, "Evaluation normalises with the statistics of the start.", what_to_do)
+    ]
 
 
 def _slow_average(average: Average, decay: float | None) -> list[Finding]:
@@ -371,15 +318,9 @@ def _slow_average(average: Average, decay: float | None) -> list[Finding]:
         return []
     updates = "" if average.updates is None else f" after {shown(average.updates)} updates"
     weight = "" if average.start_weight is None else f"; the start has weight {average.start_weight:.3g} in it"
-    return [
-        _finding(
-            "warning",
-            "averaged weights (ema)",
-            f"They have made {percent(average.share, 1)} of the live weights' way from the start{updates}{weight}.",
-            f"Evaluation reads weights that are {percent(1 - average.share, 1)} start, whatever the model learns.",
-            _average_advice(decay),
-        )
-    ]
+    measured = f"They have made {percent(average.share, 1)} of the live weights' way from the start{updates}{weight}."
+    meaning = f"Evaluation reads weights that are {percent(1 - average.share, 1)} start, whatever the model learns."
+    return [_finding("warning", AVERAGE, measured, meaning, _average_advice(decay))]
 
 
 def _average_advice(decay: float | None) -> str:
@@ -389,74 +330,69 @@ def _average_advice(decay: float | None) -> str:
     return f"For the first {shown(math.ceil(math.log(0.05) / math.log(decay)))} updates (start below 5 %), {advice}."
 
 
+# Why some tensors stand while the rest moves: severity, meaning, what to do.
+_UNMOVED = {
+    "outside": (
+        "fault",
+        "The loss reaches them, but the optimiser does not hold them, so they never learn.",
+        "Build the optimiser when the module is complete; keep layers in nn.ModuleList, not in a list. If another "
+        "optimiser trains them, give all in a list.",
+    ),
+    "not held": (
+        "note",
+        "The optimiser does not hold them, so they keep their values.",
+        "Add them to the optimiser, or freeze them if that is what you want.",
+    ),
+    "never stepped": (
+        "fault",
+        "They have gradients, but their optimiser never stepped, while another did.",
+        "Call its step(), and count the calls.",
+    ),
+    "rounded away": (
+        "fault",
+        "They have gradients, but the steps are smaller than the parameters' precision can hold (usual in half "
+        "precision): they round away.",
+        "Keep the weights in float32 under autocast, or raise the learning rate.",
+    ),
+    "no gradient": (
+        "warning",
+        "Held, but without a gradient above rounding when it was looked at: frozen by use, or outside the loss.",
+        "Ask the probe idle_parameters why.",
+    ),
+    "not seen": (
+        "note",
+        "Held; whether they had a gradient was not seen.",
+        "Ask the probe idle_parameters why.",
+    ),
+}
+
+
 def _unmoved(evidence: Evidence) -> list[Finding]:
-    """Some tensors did not move while the rest did, each kind with what was seen of its gradient."""
+    """Some tensors stand while the rest moves, each kind with what was seen of its gradient."""
     if not evidence.moved:
         return []
     silent = {number for number, rate in enumerate(evidence.rates) if rate.lowest == rate.highest == 0}
-    still = [m for m in evidence.compared if not m.moved and m.group not in silent and m.name not in evidence.frozen]
-    looked = any(look.sizes for look in evidence.looks)
-    kinds: dict[tuple[str, ...], list[Move]] = {}
-    for move in still:
-        kinds.setdefault(_why_unmoved(move, evidence, looked), []).append(move)
-    return [
-        _finding(
-            severity,
-            listed(dict.fromkeys(_place(move, severity) for move in members)),
-            f"{len(members)} of {len(evidence.compared)} trainable tensors did not move, the others did{seen}.",
-            meaning,
-            what_to_do,
-        )
-        for (severity, seen, meaning, what_to_do), members in kinds.items()
-    ]
+    kinds: dict[str, list[str]] = {}
+    for move in evidence.compared:
+        if not move.moved and move.group not in silent and move.name not in evidence.frozen:
+            kinds.setdefault(_why_unmoved(move, evidence), []).append(move.name)
+    found = []
+    for kind, names in kinds.items():
+        severity, meaning, what_to_do = _UNMOVED[kind]
+        places = dict.fromkeys(name.rpartition(".")[0] or name for name in names) if kind == "outside" else names
+        measured = f"{len(names)} of {len(evidence.compared)} trainable tensors did not move, the others did."
+        found.append(_finding(severity, listed(places), measured, meaning, what_to_do))
+    return found
 
 
-def _place(move: Move, severity: str) -> str:
-    """Return the tensor's name, or its module's where that is outside the optimiser."""
-    outside = move.group is None and severity == "fault"
-    return move.name.rpartition(".")[0] or move.name if outside else move.name
-
-
-def _why_unmoved(move: Move, evidence: Evidence, looked: bool) -> tuple[str, str, str, str]:
-    """Return severity, what was seen, what it means and what to do."""
-    taught = evidence.had_gradient(move.name)
-    if move.group is None and taught:
-        return (
-            "fault",
-            ", and had gradients",
-            "The loss reaches them, but the optimiser does not hold them, so they never learn.",
-            "Build the optimiser when the module is complete; keep layers in nn.ModuleList, not in a list. "
-            "If another optimiser trains them, give all in a list.",
-        )
+def _why_unmoved(move: Move, evidence: Evidence) -> str:
+    """Return a key of `_UNMOVED`."""
+    taught = any(look.teaches(move.name) for look in evidence.looks)
     if move.group is None:
-        return (
-            "note",
-            "",
-            "The optimiser does not hold them, so they keep their values.",
-            "Add them to the optimiser, or freeze them if that is what you want.",
-        )
-    if taught and evidence.never_steps(move.group):
-        return (
-            "fault",
-            ", and had gradients",
-            "Their optimiser never stepped, while another did.",
-            "Call its step(), and count the calls.",
-        )
+        return "outside" if taught else "not held"
     if taught:
-        return (
-            "fault",
-            ", and had gradients",
-            "The steps are smaller than the parameters' precision can hold (usual in half precision): they round away.",
-            "Keep the weights in float32 under autocast, or raise the learning rate.",
-        )
-    return (
-        "warning" if looked else "note",
-        "",
-        "Held, but without a gradient above rounding when it was looked at: frozen by use, or outside the loss."
-        if looked
-        else "Held; whether they had a gradient was not seen.",
-        "Ask the probe idle_parameters why.",
-    )
+        return "never stepped" if evidence.never_steps(move.group) else "rounded away"
+    return "no gradient" if any(look.sizes for look in evidence.looks) else "not seen"
 
 
 def _finding(severity: str, where: str, measured: str, meaning: str, what_to_do: str) -> Finding:
