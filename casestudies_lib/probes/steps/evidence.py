@@ -1,10 +1,39 @@
 """Everything that `stepping` saw, and the numbers that follow from it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from casestudies_lib.probes.steps.traces import Average, Gradients, Move, Rate
+from torch import Tensor
+from torch.optim import Optimizer
+
+from casestudies_lib.probes.steps.traces import Average, Gradients, Move
+
+
+@dataclass
+class Rate:
+    """The learning rates of one parameter group that were in force: lowest, highest and last; None before the first."""
+
+    lowest: float | None = None
+    highest: float | None = None
+    last: float | None = None
+
+    def note(self, rate: float) -> None:
+        """Take one more rate into account."""
+        self.lowest = rate if self.lowest is None else min(self.lowest, rate)
+        self.highest = rate if self.highest is None else max(self.highest, rate)
+        self.last = rate
+
+
+def note_rates(rates: list[Rate], optimisers: Sequence[Optimizer], *, wait: bool) -> None:
+    """Note every group's learning rate; one that an accelerator holds only if we may wait for it."""
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    rates += [Rate() for _ in groups[len(rates) :]]
+    for rate, group in zip(rates, groups):
+        value = group.get("lr")
+        if value is not None and (wait or not isinstance(value, Tensor) or value.device.type == "cpu"):
+            rate.note(float(value))
 
 
 @dataclass(frozen=True)

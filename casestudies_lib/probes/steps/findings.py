@@ -37,27 +37,27 @@ def _nothing_moved(evidence: Evidence) -> list[Finding]:
         return []
     batches, steps = shown(evidence.batches), evidence.steps
     took = f"took {shown(steps)} steps" if steps else "took no step" if steps == 0 else "left no trace of a step"
-    meaning, what_to_do = _causes(evidence)
+    meaning, remedy = _causes(evidence)
     measured = (
         f"None of {len(evidence.compared)} trainable tensors changed in {batches} batches; the {evidence.optimiser} "
         f"{took}, where {shown(evidence.expected)} were expected."
     )
-    return [_finding("fault", "all parameters", measured, meaning, what_to_do)]
+    return [_finding("fault", "all parameters", measured, meaning, remedy)]
 
 
 def _causes(evidence: Evidence) -> tuple[str, str]:
     """Return what most likely keeps everything in place, and what to do."""
     if not evidence.steps:
         return _no_step_causes(evidence)
-    what_to_do = "Build the optimiser over the very model that the loss runs, when it is complete and on its device."
+    remedy = "Build the optimiser over the very model that the loss runs, when it is complete and on its device."
     if all(move.group is None for move in evidence.compared):
         meaning = "The optimiser holds none of these parameters: it was built over a copy, or before the model was."
-        return meaning, what_to_do
+        return meaning, remedy
     if not evidence.has_gradients:
         return (
             "The optimiser steps, but its parameters never had a gradient: the loss trains other tensors than the "
             "optimiser holds (a copy, or a model that was built again), or its path is cut by detach() or no_grad().",
-            what_to_do,
+            remedy,
         )
     if evidence.rate_zero:
         return "The learning rate was 0 at every step.", "See the finding about the learning rate."
@@ -152,8 +152,8 @@ def _moved_without_step(evidence: Evidence) -> list[Finding]:
     moved, batches = len(evidence.moved), shown(evidence.batches)
     measured = f"{moved} tensors moved in {batches} batches without a step of this {evidence.optimiser}."
     meaning = "Something else moves the parameters: another optimiser, an update by hand, weights loaded meanwhile."
-    what_to_do = "Give the probe the optimiser that steps; if this one should, see that its step() is called."
-    return [_finding("warning", "optimiser", measured, meaning, what_to_do)]
+    remedy = "Give the probe the optimiser that steps; if this one should, see that its step() is called."
+    return [_finding("warning", "optimiser", measured, meaning, remedy)]
 
 
 def _rate(evidence: Evidence) -> list[Finding]:
@@ -170,10 +170,8 @@ def _rate(evidence: Evidence) -> list[Finding]:
     if evidence.schedule == 0:
         cause = "The scheduler never advanced, and it starts at 0: the learning rate"
     measured = f"0 in every parameter group, throughout {shown(evidence.batches)} batches."
-    what_to_do = (
-        "Step the scheduler after each step of the optimiser, and see that its first value is above 0 or rises."
-    )
-    return [_finding("fault", "learning rate", measured, f"{cause} turns every step into nothing.", what_to_do)]
+    remedy = "Step the scheduler after each step of the optimiser, and see that its first value is above 0 or rises."
+    return [_finding("fault", "learning rate", measured, f"{cause} turns every step into nothing.", remedy)]
 
 
 def _zero_group(silent: list[str]) -> Finding:
@@ -204,8 +202,8 @@ def _stopped(evidence: Evidence) -> list[Finding]:
             "They still get gradients while others move: the steps have become smaller than their precision holds."
         )
     measured = f"{which} since batch {shown(since)}, for {shown(evidence.batches - since)} batches."
-    what_to_do = "Look at the learning rate and at nan or infinity in gradients from that batch on."
-    return [_finding("fault", where, measured, meaning, what_to_do)]
+    remedy = "Look at the learning rate and at nan or infinity in gradients from that batch on."
+    return [_finding("fault", where, measured, meaning, remedy)]
 
 
 def _flipped(evidence: Evidence) -> list[Finding]:
@@ -214,8 +212,8 @@ def _flipped(evidence: Evidence) -> list[Finding]:
     if frozen := evidence.frozen:
         first = shown(min(frozen.values()))
         measured = f"requires_grad became False by batch {first}, and the values stand still since."
-        what_to_do = "Look for a freeze in the loop; if it is planned, begin a new watch after it."
-        found.append(_finding("fault", listed(frozen), measured, "They no longer learn.", what_to_do))
+        remedy = "Look for a freeze in the loop; if it is planned, begin a new watch after it."
+        found.append(_finding("fault", listed(frozen), measured, "They no longer learn.", remedy))
     kept, lost = ([name for name, held in evidence.thawed.items() if held is wanted] for wanted in (True, False))
     measured = "requires_grad was False and became True since the watch began."
     return found + _new_tensors(lost, kept, measured, "No optimiser holds them.")
@@ -259,8 +257,8 @@ def _piles(evidence: Evidence) -> list[Finding]:
     meaning = (
         "Gradients of all these batches are summed: each step repeats the old ones, and the sum grows without end."
     )
-    what_to_do = "Call zero_grad() after every step; where steps are missing, mend those first."
-    return [_finding("fault", "gradients", measured, meaning, what_to_do)]
+    remedy = "Call zero_grad() after every step; where steps are missing, mend those first."
+    return [_finding("fault", "gradients", measured, meaning, remedy)]
 
 
 def _broken_gradients(evidence: Evidence) -> list[Finding]:
@@ -272,8 +270,8 @@ def _broken_gradients(evidence: Evidence) -> list[Finding]:
         "A loss scaler drops such steps, some at the start while it looks for its scale; without one they spoil the "
         "weights."
     )
-    what_to_do = "If it lasts, look for the operation that overflows." if many else "Nothing, unless it lasts."
-    return [_finding("warning" if many else "note", "gradients", measured, meaning, what_to_do)]
+    remedy = "If it lasts, look for the operation that overflows." if many else "Nothing, unless it lasts."
+    return [_finding("warning" if many else "note", "gradients", measured, meaning, remedy)]
 
 
 def _schedule(evidence: Evidence) -> list[Finding]:
@@ -284,8 +282,8 @@ def _schedule(evidence: Evidence) -> list[Finding]:
     measured = f"{counts}, {shown(batches)} batches."
     if advance > max(evidence.bounds[1], steps) + 1 and advance >= 1.5 * steps:
         meaning = "The schedule runs ahead of the optimiser: warm-up and decay end early, unless laid out in batches."
-        what_to_do = "Step the scheduler where the optimiser steps, or lay the schedule out in batches on purpose."
-        return [_finding("warning", "scheduler", measured, meaning, what_to_do)]
+        remedy = "Step the scheduler where the optimiser steps, or lay the schedule out in batches on purpose."
+        return [_finding("warning", "scheduler", measured, meaning, remedy)]
     if advance == 0 and steps and not evidence.rate_zero:
         meaning = "Right for a scheduler that steps once an epoch, if no epoch has ended; else it is never stepped."
         return [_finding("note", "scheduler", measured, meaning, "See that scheduler.step() is reached.")]
@@ -298,8 +296,8 @@ def _average(evidence: Evidence) -> list[Finding]:
         return []
     if not average.moved:
         measured = "None of them changed, while the live weights moved."
-        what_to_do = "Update the average after every step of the optimiser."
-        return [_finding("fault", AVERAGE, measured, "Evaluation reads weights that never learn.", what_to_do)]
+        remedy = "Update the average after every step of the optimiser."
+        return [_finding("fault", AVERAGE, measured, "Evaluation reads weights that never learn.", remedy)]
     return [*_stale_buffers(average.stale), *_slow_average(average, evidence.decay)]
 
 
@@ -307,10 +305,8 @@ def _stale_buffers(names: tuple[str, ...]) -> list[Finding]:
     if not names:
         return []
     measured = f"{len(names)} of their buffers ({listed(names)}) are as at the start, while the live ones moved."
-    what_to_do = "Average or copy the buffers too, or call update_bn before each evaluation."
-    return [
-        _finding("warning", AVERAGE, measured, "Evaluation normalises with the statistics of the start.", what_to_do)
-    ]
+    remedy = "Average or copy the buffers too, or call update_bn before each evaluation."
+    return [_finding("warning", AVERAGE, measured, "Evaluation normalises with the statistics of the start.", remedy)]
 
 
 def _slow_average(average: Average, decay: float | None) -> list[Finding]:
@@ -378,10 +374,10 @@ def _unmoved(evidence: Evidence) -> list[Finding]:
             kinds.setdefault(_why_unmoved(move, evidence), []).append(move.name)
     found = []
     for kind, names in kinds.items():
-        severity, meaning, what_to_do = _UNMOVED[kind]
+        severity, meaning, remedy = _UNMOVED[kind]
         places = dict.fromkeys(name.rpartition(".")[0] or name for name in names) if kind == "outside" else names
         measured = f"{len(names)} of {len(evidence.compared)} trainable tensors did not move, the others did."
-        found.append(_finding(severity, listed(places), measured, meaning, what_to_do))
+        found.append(_finding(severity, listed(places), measured, meaning, remedy))
     return found
 
 
@@ -395,5 +391,5 @@ def _why_unmoved(move: Move, evidence: Evidence) -> str:
     return "no gradient" if any(look.sizes for look in evidence.looks) else "not seen"
 
 
-def _finding(severity: str, where: str, measured: str, meaning: str, what_to_do: str) -> Finding:
-    return Finding(severity, where, measured, meaning, what_to_do, CHAPTER)
+def _finding(severity: str, where: str, measured: str, meaning: str, remedy: str) -> Finding:
+    return Finding(severity, where, measured, meaning, remedy, CHAPTER)
