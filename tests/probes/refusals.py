@@ -27,10 +27,7 @@ BAD_LOSSES = [
     (lambda m, b: m(b[0]).sum() * math.nan, "loss is nan.*0 \\* inf"),
     (lambda m, b: m(b[0]).sum().to(torch.complex64), "complex64"),
 ]
-BAD_OPTIMISERS = [
-    ("adam", "optimiser is a str"),
-    (torch.optim.SGD(nn.Linear(7, 5).parameters(), lr=1), r"2 of 2 parameters.*shape \(5, 7\)"),
-]
+BAD_OPTIMISERS = [("adam", "optimiser is a str")]
 LOSSES_OF_A_MODULE = ("idle_parameters", "gates", "routing_reach")
 OPTIMISER_OBJECTS = ("idle_parameters", "gates", "stepping")
 
@@ -79,6 +76,10 @@ OWN: dict[str, list[tuple[Changes, str]]] = {
         ({"call": lambda module, tokens: None}, "it returned None"),
     ],
     "gates": [
+        (
+            {"optimiser": torch.optim.SGD(nn.Linear(7, 5).parameters(), lr=1)},
+            r"2 of 2 parameters.*shape \(5, 7\)",
+        ),
         ({"names": "alhpa"}, "no gate is called 'alhpa'; near it: alpha"),
         ({"names": []}, "no gate name was given"),
         ({"names": "branch.weight"}, r"shape \(6, 6\); a gate is one number"),
