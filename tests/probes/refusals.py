@@ -37,7 +37,9 @@ OPTIMISER_OBJECTS = ("idle_parameters", "gates", "stepping")
 OWN: dict[str, list[tuple[Changes, str]]] = {
     "ablation_diff": [
         ({"expected": 3}, "expected is 3"),
-        ({"expected": ["a", ""]}, "expected is"),
+        ({"expected": ["a", None]}, "expected is"),
+        ({"expected": "", "inputs": None}, "inputs is None"),
+        ({"loss": nn.MSELoss()}, "loss is a MSELoss"),
         ({"call": 3}, "call is a int"),
         ({"call": lambda model, inputs: None}, "no floating-point tensor"),
     ],
