@@ -90,15 +90,25 @@ def double_by_default() -> Iterator[None]:
 class CastsInDouble(TorchFunctionMode):
     """Let code that asks for float32 (a loss, a norm or a softmax that casts its inputs up) compute in double instead.
 
-    What asks in another way, such as by the type of a tensor that was made before, keeps float32.
+    What asks in another way, such as by the type of a tensor that was made before, keeps float32. Torch's grouped
+    product, which mixtures of experts use, knows no double: it is replaced by one product a group.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Call the function with float64 wherever float32 is named."""
         if func is Tensor.float:
             return args[0].double()
+        if func is torch._grouped_mm and args[0].dtype == torch.float64 and (args[0].dim(), args[1].dim()) == (2, 3):
+            return _grouped_product(*args, **(kwargs or {}))
         args, kwargs = ([_doubled(value) for value in args], {k: _doubled(v) for k, v in (kwargs or {}).items()})
         return func(*args, **kwargs)
+
+
+def _grouped_product(rows: Tensor, matrices: Tensor, offs: Tensor, **_: Any) -> Tensor:
+    """Return the rows times their group's matrix; `offs` says where each group ends, and rows after the last are 0."""
+    ends = offs.tolist()
+    products = [rows[start:end] @ matrix for start, end, matrix in zip([0, *ends], ends, matrices)]
+    return torch.cat([*products, rows.new_zeros(len(rows) - ends[-1], matrices.shape[-1])])
 
 
 def _doubled(value: Any) -> Any:

@@ -50,7 +50,6 @@ OWN: dict[str, list[tuple[Changes, str]]] = {
         ({"function": lambda x: x * 2, "parameters": [torch.ones(3)]}, "parameters is a list; give a module, or a map"),
         ({"parameters": {}}, "parameters are given beside a module"),
         ({"directions": 0}, "directions is 0"),
-        ({"evaluations": 5}, "evaluations is 5; give a whole number, 6 or more"),
         ({"tolerance": 0}, "tolerance is 0"),
         ({"tolerance": True}, "tolerance is True"),
         ({"function": lambda x: x.argmax()}, "without a floating-point tensor"),
