@@ -12,7 +12,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
-# A user's own Jupyter folders must not decide which kernel runs, nor their Python path which library.
+# A user's own Python path must not decide which library runs.
 export PYTHONPATH :=
 export PYTHONNOUSERSITE := 1
 
@@ -48,7 +48,7 @@ pdf: book ## print the book, and each chapter, into _build/pdf (needs Chromium: 
 
 test: $(READY) lint ## ruff, unit tests, notebook contract, faults, page tests, and nbval over the committed notebooks
 	$(if $(CI),$(MAKE) browser,)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout 600 notebooks tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 --nbval-lax --nbval-cell-timeout 600 notebooks tests
 
 lint: $(READY) ## ruff on code and notebooks
 	$(BIN)/python -m ruff check .

@@ -155,10 +155,24 @@ def _explain(name: str, content: dict, item: dict) -> str:
     return f"{name}: {' → '.join(where) or 'file'}: {item['msg']}{came}"
 
 
+class Measurement(_Strict):
+    """One measurement behind a claim, of one seed; sweeps put those of many runs side by side."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    chapter: str
+    claim: str
+    measure: str
+    unit: str
+    setting: dict[str, str | int | float]
+    seed: int
+    value: float
+
+
 class Verdict(BaseModel):
     """One record of `verdicts.json`: a claim, what was measured, and what follows by the rule."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     id: str
     chapter: str

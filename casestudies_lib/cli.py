@@ -1,8 +1,10 @@
 """The command line `casebook`; each command imports what it needs, so that the light ones answer at once."""
 
+import contextlib
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -31,12 +33,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a program")
 def main() -> NoReturn:
     """Run the command line; every error ends as one clear line on standard error and an exit status."""
     try:
-        status = app(standalone_mode=False)
+        with _interruptible():
+            status = app(standalone_mode=False)
     except CasebookError as error:
         _say(f"error: {error}")
         status = error.exit_code
     except SystemExit as end:
-        status = end.code
+        status = end.code if isinstance(end.code, int) else Failure.exit_code
         if status in _STOPPED:
             _say(f"stopped by {_STOPPED[status]}: nothing of an unfinished run is stored, finished results stay; "
                  "to go on, give the same command again")  # fmt: skip
@@ -49,6 +52,24 @@ def main() -> NoReturn:
     except Exception as error:
         status = _usage_error(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end this process the way Ctrl-C does, so that runs are ended and scratch is removed."""
+
+    def leave(number: int, _frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)  # tidying up is under way and takes a few seconds at most
+        raise SystemExit(128 + number)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _relative(file: str | None) -> str:
@@ -142,7 +163,7 @@ def run(
         check_storable(job)
     if out:
         check_copyable(out)
-    with shown([job.chapter.slug]) as notify:
+    with shown() as notify:
         result = obtain([job], notify, fresh=fresh, say=_say_when_fresh)[job.chapter.slug]
     if out:
         result = copy_result(result, out)
@@ -201,7 +222,7 @@ def check(
     cell_limit: Annotated[int, typer.Option(metavar="SECONDS", help="limit for one cell")] = 600,
 ) -> None:
     """Execute committed notebooks with nbval and compare their marked outputs, after the test of their contract."""
-    from casestudies_lib.runner.processes import command_environment, interruptible, supervised
+    from casestudies_lib.runner.processes import command_environment, supervised
 
     contract = Path("tests") / "test_notebook_contract.py"
     if not (paths.root() / contract).is_file():
@@ -215,11 +236,10 @@ def check(
         "stored outputs": [*pytest, "--nbval-lax", "--nbval-cell-timeout", str(cell_limit), *files],
     }
     failed = []
-    with interruptible():
-        for name, command in parts.items():
-            _say(f"{name}: {', '.join(chapter.slug for chapter in chosen)}")
-            with supervised(command, command_environment(), cwd=paths.root(), stdout=None) as process:
-                failed += [name] if process.wait() else []  # collecting no test has an exit status of its own
+    for name, command in parts.items():
+        _say(f"{name}: {', '.join(chapter.slug for chapter in chosen)}")
+        with supervised(command, command_environment(), cwd=paths.root(), stdout=None) as process:
+            failed += [name] if process.wait() else []  # collecting no test has an exit status of its own
     if failed:
         raise Failure(f"check failed: {', '.join(failed)}; the lines above name the cells")
 
@@ -243,7 +263,7 @@ def build(
     jobs = [prepare(chapter, time_limit=time_limit) for chapter in _chosen(None)]
     site = paths.build() / "html"
     with set_aside_on_failure(site, _say):
-        with shown([job.chapter.slug for job in jobs]) as notify:
+        with shown() as notify:
             results = obtain(jobs, notify, fresh=fresh, say=_say_reasons)
         publish({slug: result.folder for slug, result in results.items()}, site, address, pdf=pdf, fresh=fresh)
     _say(f"site in {site / 'index.html'}; look at it with: casebook serve")
@@ -272,12 +292,10 @@ def sweep(
     """Run a chapter once for each point of a grid and block of seeds; goes on where an earlier sweep ended."""
     from casestudies_lib.runner.chapters import find_chapter
     from casestudies_lib.runner.plan import plan
-    from casestudies_lib.runner.processes import interruptible
     from casestudies_lib.runner.sweep import sweep as run_sweep
 
     asked = plan(find_chapter(chapter), grid or [], seeds, n_seeds=n_seeds, time_limit=time_limit)
-    with interruptible():
-        path, provenance, tally = run_sweep(asked, scheduler=scheduler, workers=workers, fresh=fresh, say=_say)
+    path, provenance, tally = run_sweep(asked, scheduler=scheduler, workers=workers, fresh=fresh, say=_say)
     if as_json:
         _print_json({"file": str(path), "ran": tally["ran"], "found": tally["found"], "failed": tally["failed"],
                      "provenance": provenance})  # fmt: skip
@@ -295,14 +313,14 @@ app.add_typer(evidence_app, name="evidence")
 @evidence_app.command("update")
 def evidence_update(
     chapter: ChapterName,
-    sweep: Annotated[list[str] | None, typer.Option("--sweep", metavar="NAME", help="which sweeps; repeatable")] = None,
+    sweep: Annotated[str | None, typer.Option(metavar="NAME", help="which sweep, where there are several")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Put a sweep's result into data/evidence, to be committed."""
     from casestudies_lib.runner.chapters import find_chapter
     from casestudies_lib.runner.evidence import update
 
-    path, found = update(find_chapter(chapter), sweep or [])
+    path, found = update(find_chapter(chapter), sweep)
     if as_json:
         _print_json({"file": str(path), "provenance": found.provenance})
         return
@@ -321,19 +339,17 @@ def evidence_check(
     """Ask whether evidence is older than its chapter; run a random part of it again and compare the verdicts."""
     from casestudies_lib.runner.chapters import find_chapter
     from casestudies_lib.runner.evidence import check_again, slugs
-    from casestudies_lib.runner.processes import interruptible
 
     names = chapters or slugs()
     if not names:
         raise Mistake("there is no evidence yet; make some with casebook sweep and casebook evidence update")
     chosen, checked, faults = [find_chapter(name) for name in names], {}, []
-    with interruptible():
-        for each in chosen:
-            try:
-                checked[each.slug] = check_again(each, share, draw, workers, time_limit, _say)
-                faults += checked[each.slug]["differences"]
-            except CasebookError as error:
-                faults.append(f"{each.slug}: {error}")
+    for each in chosen:
+        try:
+            checked[each.slug] = check_again(each, share, draw, workers, time_limit, _say)
+            faults += checked[each.slug]["differences"]
+        except CasebookError as error:
+            faults.append(f"{each.slug}: {error}")
     if as_json:
         _print_json({"checked": checked, "faults": faults})
     for fault in faults:
@@ -345,7 +361,6 @@ def evidence_check(
 @app.command()
 def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000) -> None:
     """Serve the built site on this machine."""
-    from casestudies_lib.runner.processes import interruptible
     from casestudies_lib.site.serve import serve as serve_site
 
     def announce(address: str) -> None:
@@ -353,8 +368,7 @@ def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a fr
         sys.stdout.flush()
 
     try:
-        with interruptible():
-            serve_site(paths.build() / "html", port, announce)
+        serve_site(paths.build() / "html", port, announce)
     except SystemExit:
         _say("ended")
 
@@ -362,12 +376,10 @@ def serve(port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a fr
 @app.command()
 def pdf(out: Annotated[Path | None, typer.Option(help="folder for the files", metavar="DIR")] = None) -> None:
     """Print the built site: the whole book as one PDF, and each chapter as one of its own."""
-    from casestudies_lib.runner.processes import interruptible
     from casestudies_lib.site.pdf import print_site
 
-    with interruptible():
-        for path in print_site(paths.build() / "html", out or paths.build() / "pdf"):
-            _say(f"printed {path}")
+    for path in print_site(paths.build() / "html", out or paths.build() / "pdf"):
+        _say(f"printed {path}")
 
 
 @app.command()

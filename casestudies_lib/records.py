@@ -1,4 +1,4 @@
-"""The words that notebooks, runner and site share about a run: kinds of output, verdicts, fields, tags of cells.
+"""The words that notebooks, runner and site share about a run: kinds of output, verdicts, tags of cells.
 
 Light on purpose: whoever lists chapters imports this without pydantic or PyTorch.
 """
@@ -6,10 +6,6 @@ Light on purpose: whoever lists chapters imports this without pydantic or PyTorc
 VERDICTS_MIME = "application/vnd.casebook.verdicts+json"
 MEASUREMENTS_MIME = "application/vnd.casebook.measurements+json"
 SYMBOLS = {"upheld": "✓", "refuted": "✗", "inconclusive": "≈", "uninformative": "∅", "untested": "…"}
-VERDICTS = tuple(SYMBOLS)
-FIELDS = (
-    "id", "chapter", "kind", "verdict", "measure", "unit", "value", "low", "high", "n", "seeds", "rule"
-)  # fmt: skip
 PARAMETERS, INJECTED = "parameters", "injected-parameters"
 COMPARED = "nbval-check-output"
 CHECK, STUB, SOLUTION = "exercise-check", "exercise-stub", "exercise-solution"

@@ -1,5 +1,6 @@
 """`pip install .` brings what probes need, and no more; `make lab` opens the chapters with the book's kernel."""
 
+import ast
 import contextlib
 import json
 import os
@@ -37,11 +38,15 @@ print([name for name in {names!r} if not callable(getattr(probes, name))])
 """
 
 
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def closure(names):
     """Return these distributions and all that they need, by normalised name."""
     found, waiting = set(), list(names)
     while waiting:
-        name = re.sub(r"[-_.]+", "-", re.split(r"[ <>=!~;\[(]", waiting.pop(), maxsplit=1)[0]).lower()
+        name = normalised(re.split(r"[ <>=!~;\[(]", waiting.pop(), maxsplit=1)[0])
         if name in found:
             continue
         found.add(name)
@@ -70,19 +75,34 @@ def wheel(tmp_path_factory):
 def test_every_probe_imports_with_only_what_the_package_declares(wheel, tmp_path):
     declared = closure([*PROJECT["dependencies"], PROJECT["name"]])
     owners = metadata.packages_distributions()
-    hidden = [top for top, owner in owners.items() if not {re.sub(r"[-_.]+", "-", o).lower() for o in owner} & declared]
+    hidden = [top for top, owner in owners.items() if not {normalised(o) for o in owner} & declared]
     assert {"papermill", "pydantic", "tokenizers", "typer"} <= set(hidden)
     code = IMPORTING.format(folder=str(wheel), hidden=set(hidden), names=NAMES)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_every_import_of_the_library_is_of_something_that_the_package_declares():
+    declared = closure([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["book"], PROJECT["name"]])
+    owners = metadata.packages_distributions()
+    imported = set()
+    for path in (REPOSITORY / "casestudies_lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"casestudies_lib"}
+    assert {"torch", "papermill", "altair"} <= foreign
+    assert [name for name in foreign if not {normalised(owner) for owner in owners[name]} & declared] == []
+
+
 def test_what_the_package_declares_is_locked_and_not_newer_than_the_lock():
     lock = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE))
-    lock = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lock.items()}
+    lock = {normalised(name): version for name, version in lock.items()}
     for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["book"]:
         name, bound = re.fullmatch(r"([\w.-]+)>=([\d.]+)(?:,<\d+)?", line).groups()
-        version = lock[re.sub(r"[-_.]+", "-", name).lower()]
+        version = lock[normalised(name)]
         numbers = [[int(part) for part in re.findall(r"\d+", text)] for text in (bound, version)]
         assert numbers[0] <= numbers[1], line
 

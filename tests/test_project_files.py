@@ -47,16 +47,23 @@ def test_continuous_integration_calls_the_command_of_the_readme():
     assert {"make book", "make test"} <= set(re.findall(r"make \w+", text_of("README.md")))
 
 
-def test_the_weekly_run_starts_afresh_and_compares_with_the_cache_on_locked_and_newest_versions():
+def steps_of(workflow: str, job: str) -> list[str]:
+    content = yaml.safe_load(text_of(f".github/workflows/{workflow}.yml"))
+    return [step["run"] for step in content["jobs"][job]["steps"] if "run" in step]
+
+
+def test_the_weekly_run_starts_from_scratch_on_locked_and_newest_versions_and_asks_the_evidence():
     job = yaml.safe_load(text_of(".github/workflows/weekly.yml"))["jobs"]["fresh"]
-    steps = [step["run"] for step in job["steps"] if "run" in step]
     assert job["strategy"]["matrix"]["versions"] == ["locked", "newest"]
-    assert steps.index("make book") < steps.index(".venv/bin/casebook build --fresh")
-    assert "make newest" in steps
+    assert {"make newest", "make book", ".venv/bin/casebook evidence check", "make test"} <= set(
+        steps_of("weekly", "fresh")
+    )
 
 
-def output_of(*command: str) -> str:
-    return subprocess.run(command, cwd=paths.root(), capture_output=True, text=True, check=True).stdout
+def test_what_is_published_knows_its_address_and_links_its_pdfs():
+    (build,) = [step for step in steps_of("publish", "book") if "casebook build" in step]
+    assert "--pdf" in build
+    assert "--base-url" in build
 
 
 def test_the_newest_versions_are_those_of_every_direct_package_that_the_site_does_not_hold_back():

@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -84,6 +85,65 @@ def double_by_default() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(usual)
+
+
+class CastsInDouble(TorchFunctionMode):
+    """Let code that asks for float32 (a loss, a norm or a softmax that casts its inputs up) compute in double instead.
+
+    What asks in another way, such as by the type of a tensor that was made before, keeps float32. Torch's grouped
+    product, which mixtures of experts use, knows no double: it is replaced by one product a group.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Call the function with float64 wherever float32 is named."""
+        if func is Tensor.float:
+            return args[0].double()
+        if func is torch._grouped_mm and args[0].dtype == torch.float64 and (args[0].dim(), args[1].dim()) == (2, 3):
+            return _grouped_product(*args, **(kwargs or {}))
+        args, kwargs = ([_doubled(value) for value in args], {k: _doubled(v) for k, v in (kwargs or {}).items()})
+        return func(*args, **kwargs)
+
+
+def _grouped_product(rows: Tensor, matrices: Tensor, offs: Tensor, **_: Any) -> Tensor:
+    """Return the rows times their group's matrix; `offs` says where each group ends, and rows after the last are 0."""
+    ends = offs.tolist()
+    products = [rows[start:end] @ matrix for start, end, matrix in zip([0, *ends], ends, matrices)]
+    return torch.cat([*products, rows.new_zeros(len(rows) - ends[-1], matrices.shape[-1])])
+
+
+def _doubled(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
+class _WithoutGraph(TorchFunctionMode):
+    """Let deep copies take the values of a tensor with a history, which they refuse otherwise."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone()
+        return memo[id(tensor)]
+
+
+def fresh_copy(values: Any) -> Any:
+    """Return a deep copy of arguments, also of objects among them such as a key/value cache; tensors lose their graph.
+
+    What refuses to be copied is handed on as it is.
+    """
+
+    def copied(leaf: Any) -> Any:
+        try:
+            return copy.deepcopy(leaf)
+        except Exception:
+            return leaf
+
+    with _WithoutGraph():
+        try:
+            return copy.deepcopy(values)
+        except Exception:
+            return tree_map(copied, values)
 
 
 class Precision(TorchDispatchMode):

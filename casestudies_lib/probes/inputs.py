@@ -64,6 +64,31 @@ def check_optimiser(module: nn.Module, optimiser: object) -> None:
         )
 
 
+def optimisers_of(given: object) -> list[Optimizer]:
+    """Return the optimisers that were given: none, one or several, out of the wrappers that trainers put around them.
+
+    They may hold parameters outside the module, such as those of a criterion.
+
+    Raises:
+        ProbeInputError: something that is not an optimiser.
+    """
+    several = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    found = [_unwrapped(one, Optimizer, "optimizer") for one in several]
+    for optimiser in found:
+        if not isinstance(optimiser, Optimizer):
+            raise ProbeInputError(
+                f"optimiser is {kind_of(optimiser)}; give one torch.optim.Optimizer, a list of all that train, or None"
+            )
+    return found
+
+
+def _unwrapped(value: Any, kind: type, name: str) -> Any:
+    """Return what wrappers such as those of accelerate hold under a name, as long as it is of a kind."""
+    while isinstance(inner := getattr(value, name, None), kind):
+        value = inner
+    return value
+
+
 def check_whole_number(name: str, value: object, least: int) -> None:
     """Refuse what is not a whole number of at least `least`.
 

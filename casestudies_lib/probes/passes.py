@@ -44,15 +44,18 @@ class WorkRecorder(TorchDispatchMode):
 
     Attributes:
         works: the FLOPs, operation by operation.
-        read: the parameters that any forward operation was given, by the names in `parameters`.
+        read: the parameters that any forward operation was given, by the names in `parameters`, with the graph nodes
+            of these operations.
         nodes_of: for each parameter the graph nodes of the FLOP operations that were given it.
+        leaves: the tensors with requires_grad that the loss's graph ends in.
     """
 
     def __init__(self, module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         """Prepare to watch `module`; `parameters` are the tensors whose use is recorded."""
         super().__init__()
         self.works: list[Work] = []
-        self.read: set[str] = set()
+        self.read: dict[str, set[int]] = {}
+        self.leaves: list[Tensor] = []
         self.nodes_of: dict[str, set[int]] = {name: set() for name in parameters}
         self._names = {part: name for name, part in module.named_modules()}
         self._owners: dict[int, set[str]] = {}
@@ -68,6 +71,10 @@ class WorkRecorder(TorchDispatchMode):
         """Return whether a non-zero gradient came back through this operation's node."""
         return work.node is None or work.node in self._live
 
+    def on_path(self, name: str) -> bool:
+        """Return whether a gradient came back through an operation that was given the parameter, frozen or not."""
+        return not self._live.isdisjoint(self.read.get(name, ()))
+
     @contextmanager
     def watching_modules(self) -> Iterator[None]:
         """Follow which submodule is running, by hooks that are gone when the block ends."""
@@ -80,6 +87,7 @@ class WorkRecorder(TorchDispatchMode):
     @contextmanager
     def watching_backward(self, value: Tensor) -> Iterator[None]:
         """Follow which graph node is running and whether its incoming gradient is zero."""
+        self.leaves = leaves(value)
         with ExitStack() as hooks:
             for node in graph(value):
                 hooks.callback(node.register_prehook(self._before(node._sequence_nr())).remove)
@@ -97,18 +105,18 @@ class WorkRecorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         flops = _flops(func, args, kwargs, result)
         if not backward:
-            self._note_reads(tensors, node if flops else None)
+            self._note_reads(tensors, node, counted=bool(flops))
         if flops:
             module = self._module_of_node.get(node, "") if backward else self._path[-1]
             self.works.append(Work(flops, backward, module, node))
         return result
 
-    def _note_reads(self, tensors: list[Tensor], node: int | None) -> None:
+    def _note_reads(self, tensors: list[Tensor], node: int | None, counted: bool) -> None:
         for tensor in tensors:
-            owners = self._owners.get(_storage(tensor), ())
-            self.read.update(owners)
-            for name in owners if node is not None else ():
-                self.nodes_of[name].add(node)
+            for name in self._owners.get(_storage(tensor), ()):
+                nodes = {node} - {None}
+                self.read.setdefault(name, set()).update(nodes)
+                self.nodes_of[name].update(nodes if counted else ())
 
     def _enter(self, part: nn.Module, _: Any) -> None:
         self._path.append(self._names[part])
@@ -151,6 +159,13 @@ def graph(value: Tensor) -> list[Any]:
     return seen
 
 
+def leaves(value: Tensor) -> list[Tensor]:
+    """Return the tensors with requires_grad that the autograd graph behind a value ends in, each once."""
+    ends = [following for node in graph(value) for following, _ in node.next_functions]
+    found = [value] if value.is_leaf else [node.variable for node in ends if hasattr(node, "variable")]
+    return list({id(leaf): leaf for leaf in found}.values())
+
+
 def _storage(tensor: Tensor) -> int:
     """Return what tensors that share memory have in common; 0 for tensors without plain memory."""
     try:
@@ -191,6 +206,15 @@ _UNCOUNTED = {
 SIZE_OF_ZEROS = 0.1
 
 
+# The spacing of float32 at 1: a gradient smaller than this next to the largest is rounding.
+ROUNDING = 2.0**-23
+
+
+def below_rounding(size: float, largest: float) -> bool:
+    """Return whether a gradient teaches nothing: it is zero, or no more than rounding next to the largest."""
+    return size <= ROUNDING * largest
+
+
 @dataclass(frozen=True)
 class Signal:
     """The gradient of one parameter in brief.
@@ -208,11 +232,6 @@ class Signal:
     size: float
     rows: int
     zero_rows: int
-
-    @property
-    def teaches(self) -> bool:
-        """Return whether the gradient is finite and somewhere not zero."""
-        return self.finite and self.size > 0
 
 
 def signals(

@@ -1,8 +1,17 @@
-"""What every probe returns: findings, a table, a chart and one answer (`ok`)."""
+"""What every probe returns: findings, a table, a chart and one answer (`ok`).
+
+One rule joins severities and `ok`, for all probes, and a result that breaks it cannot be made:
+
+- a finding is a `fault` if training does not do what its owner wants, or will break; a `warning` if it wastes or risks
+  something that the owner would want to decide about; a `note` if it may well be meant, or is usual;
+- `ok` is False if and only if a finding is a fault or a warning;
+- otherwise `ok` is None if something that the answer depends on could not be looked at, with the reason, else True.
+"""
 
 import html
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 SEVERITIES = ("note", "warning", "fault")
+UNKNOWN = ("warn", "raise", "pass")
 ROWS_IN_HTML = 30
 _ANSWERS = {True: "✓ nothing found", False: "✗ found", None: "? cannot tell"}
 _MARKS = {"fault": "✗ fault", "warning": "! warning", "note": "· note"}
@@ -23,7 +33,7 @@ class ProbeInputError(ValueError):
 
 
 class ProbeFault(Exception):
-    """A probe found the fault it looks for; the message names every finding."""
+    """A probe found what it looks for, or could not tell where that was asked for; the message says what and where."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Finding:
     """One thing a probe found.
 
     Attributes:
-        severity: `fault` (mend it), `warning` (wasteful or fragile) or `note` (worth knowing).
+        severity: `fault`, `warning` or `note`, by the rule at the head of this module.
         where: the part of the reader's model, by its own names.
         measured: the numbers, with units.
         meaning: what they imply for the training.
@@ -71,7 +81,7 @@ class ProbeResult:
 
     Attributes:
         probe: the probe's name.
-        ok: True if the fault is absent, False if it is there, None if the probe cannot tell.
+        ok: False if a finding is a fault or a warning; else True, or None if the probe cannot tell.
         headline: the answer in one sentence.
         findings: the worst first.
         columns, rows: the table behind the findings; every row has one cell a column.
@@ -97,11 +107,12 @@ class ProbeResult:
             raise ValueError(
                 f"ok is {self.ok} and reason is {self.reason!r}; a reason belongs to ok=None, and only there"
             )
-        severities = {finding.severity for finding in self.findings}
-        if self.ok is True and "fault" in severities:
-            raise ValueError("ok is True, yet a finding is a fault; give ok=False")
-        if self.ok is False and not severities & {"fault", "warning"}:
-            raise ValueError("ok is False, yet no finding is a fault or a warning; say what was found")
+        if (self.ok is False) != any(finding.severity != "note" for finding in self.findings):
+            raise ValueError(
+                f"ok is {self.ok}, and the findings' severities are "
+                f"{', '.join(finding.severity for finding in self.findings) or 'none'}; ok is False if and only if one "
+                "of them is a fault or a warning"
+            )
         if any(len(row) != len(self.columns) for row in self.rows):
             raise ValueError(f"every row needs {len(self.columns)} cells, one a column: {', '.join(self.columns)}")
 
@@ -153,18 +164,25 @@ class ProbeResult:
             }
         )
 
-    def raise_if_found(self, at_least: Literal["note", "warning", "fault"] = "fault") -> None:
-        """Raise if there is a finding of this severity or worse; for tests and training scripts.
+    def raise_if_found(self, *, unknown: Literal["warn", "raise", "pass"] = "warn") -> None:
+        """Raise if `ok` is False; for tests and training scripts.
+
+        Args:
+            unknown: what to do where `ok` is None: issue a UserWarning, raise as well, or nothing.
 
         Raises:
-            ProbeFault: names every such finding.
+            ProbeFault: names every fault and warning, or the reason why the probe cannot tell.
         """
-        if at_least not in SEVERITIES:
-            raise ProbeInputError(f"at_least is {at_least!r}; allowed are {', '.join(SEVERITIES)}")
-        wanted = SEVERITIES[SEVERITIES.index(at_least) :]
-        found = [str(finding) for finding in self.findings if finding.severity in wanted]
-        if found:
+        if unknown not in UNKNOWN:
+            raise ProbeInputError(f"unknown is {unknown!r}; allowed are {', '.join(UNKNOWN)}")
+        if self.ok is False:
+            found = [str(finding) for finding in self.findings if finding.severity != "note"]
             raise ProbeFault("\n".join([f"{self.probe}: {self.headline}", *found]))
+        if self.ok is None and unknown != "pass":
+            message = f"{self.probe} cannot tell: {self.reason}"
+            if unknown == "raise":
+                raise ProbeFault(message)
+            warnings.warn(message, stacklevel=2)
 
     def __repr__(self) -> str:
         """Return answer, findings and how to see more, as text."""
@@ -205,6 +223,13 @@ def _row_html(row: tuple[Any, ...]) -> str:
 
 def _text(value: object) -> str:
     return html.escape(str(value), quote=True)
+
+
+def listed(names: Iterable[str], most: int = 4) -> str:
+    """Return the first names with commas between them, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def percent(part: float, whole: float) -> str:

@@ -15,9 +15,9 @@ from casestudies_lib.runner.errors import Failure, Mistake
 
 PATIENCE = 15.0  # seconds for a scheduler to answer
 WORKER_PATIENCE = 60.0  # seconds for a first worker to be there
-DEATHS = 3  # workers that a row may take with it
+_LOGGERS = ("distributed", "distributed.client", "distributed.gc", "tornado.application", "asyncio")
 _SETTINGS = {
-    "distributed.scheduler.allowed-failures": DEATHS - 1,
+    "distributed.scheduler.allowed-failures": 2,
     # A row that waits at a worker would be blamed with the one that kills it.
     "distributed.scheduler.worker-saturation": 1.0,
     # Nobody looks at profile and monitor; each wakes a process often, on a core that a row could use.
@@ -47,7 +47,11 @@ def cluster(address: str | None, workers: int, say: Callable[[str], None]) -> It
         Mistake: the address has none of these forms.
         NoCluster: nothing answers there, or what answers is not a scheduler, or has no worker.
     """
-    with _quiet(), _remote(_checked(address), say) if address else _local(workers) as client:
+    import distributed  # noqa: F401 - it gives its loggers their levels
+
+    for name in _LOGGERS:  # what matters to the user is said by the sweep
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    with _remote(_checked(address), say) if address else _local(workers) as client:
         yield client
 
 
@@ -111,7 +115,7 @@ def _check_scheduler(address: str) -> None:
     """Ask who is there, because a client waits for ever for a server that says nothing or talks otherwise."""
     try:
         identity = asyncio.run(asyncio.wait_for(_identity(address), PATIENCE))
-    except Exception as error:  # whatever a stranger says is read as Dask's own, down to a MemoryError
+    except Exception as error:  # a foreign answer is read as Dask's own and can fail in any way
         reason = str(error) if type(error) in (OSError, TypeError) else "no answer that a Dask scheduler would give"
         raise NoCluster(
             f"no Dask scheduler at {address}: {reason}; start one with: dask scheduler --host HOST --port PORT"
@@ -127,20 +131,3 @@ async def _identity(address: str) -> dict:
     arguments = Security().get_connection_args("client")
     async with rpc(address, timeout=PATIENCE / 2, connection_args=arguments) as remote:
         return await remote.identity()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Dask's own lines while it is in use; what matters to the user is said by the sweep."""
-    import distributed
-
-    name = distributed.__name__
-    names = [name, *(each for each in logging.root.manager.loggerDict if each.startswith(f"{name}."))]
-    before = {each: logging.getLogger(each).level for each in names}  # it gives several of them levels of their own
-    for each in names:
-        logging.getLogger(each).setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for each, level in before.items():
-            logging.getLogger(each).setLevel(level)

@@ -1,12 +1,12 @@
-"""Evidence: results of sweeps that are committed in `data/evidence/`, as one Parquet file and its provenance a chapter.
+"""Evidence: the results of sweeps, committed in `data/evidence/`, as one Parquet file and its provenance a chapter.
 
-`casebook evidence update` puts sweeps there; `casebook evidence check` runs a random tenth of its rows again and
+`casebook evidence update` puts a sweep there; `casebook evidence check` runs a random tenth of its rows again and
 compares the verdicts. The site's explorers read it with `read_evidence`.
 """
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from casestudies_lib import paths
@@ -53,69 +53,31 @@ def staleness(chapter: Chapter, provenance: dict) -> list[str]:
     return differences(provenance["inputs"], portable(current_inputs(chapter)))
 
 
-def update(chapter: Chapter, names: Sequence[str] = ()) -> tuple[Path, Sweep]:
-    """Put one or several sweeps of a chapter into `data/evidence/`; returns the Parquet file, and what it holds.
+def update(chapter: Chapter, name: str | None = None) -> tuple[Path, Sweep]:
+    """Put a sweep of a chapter into `data/evidence/`; returns the Parquet file, and what it holds.
 
     Args:
         chapter: the chapter.
-        names: which sweeps; where there is only one, it need not be named.
+        name: which sweep; where there is only one, it need not be named.
 
     Raises:
-        Mistake: there is no sweep, or several of which none is named, or none has this name.
-        Failure: a sweep is older than the chapter's code.
+        Mistake: there is no sweep, no sweep of this name, or more than one and no name.
+        Failure: the sweep is older than the chapter's code, or a row of it failed.
     """
-    there = folder_of(chapter.slug)
-    sweeps = [table.read(there / f"{name}.parquet") for name in _names(chapter, there, names)]
-    for sweep in sweeps:
-        if words := staleness(chapter, sweep.provenance):
-            command = sweep.provenance["command"]
-            raise Failure(f"the sweep of {chapter.slug} is older than its code: {few(words)}; run again: {command}")
-    path = table.write(folder() / f"{chapter.slug}.parquet", _together(sweeps))
-    return path, read_evidence(chapter.slug)
-
-
-def _names(chapter: Chapter, there: Path, names: Sequence[str]) -> list[str]:
-    found = {path.stem: table.read_provenance(path) for path in sorted(there.glob("*.json"))}
-    if not found:
+    there = {path.stem: path for path in sorted(folder_of(chapter.slug).glob("*.parquet"))}
+    if not there:
         raise Mistake(f"no finished sweep of {chapter.slug}; run one: casebook sweep {chapter.slug} --grid NAME=V,V")
-    if unknown := [name for name in names if name not in found]:
-        raise Mistake(f"no sweep {unknown[0]!r} of {chapter.slug}; there are {', '.join(found)}")
-    if not names and len(found) > 1:
-        commands = "; ".join(f"{name} ({about['command']})" for name, about in found.items())
-        raise Mistake(f"several sweeps of {chapter.slug}; name one or more with --sweep: {commands}")
-    return list(dict.fromkeys(names)) or list(found)
-
-
-def _together(sweeps: list[Sweep]) -> Sweep:
-    """Return several sweeps as one; a row that is in two of them counts once."""
-    import pandas as pd
-
-    if len(sweeps) == 1:
-        return sweeps[0]
-    lines, seen = [], set()
-    for sweep in sweeps:
-        lines.append(sweep.lines[~sweep.lines["key"].isin(seen)])
-        seen |= set(sweep.lines["key"])
-    together = pd.concat(lines, ignore_index=True)
-    rows = together.drop_duplicates("key")
-    each = [sweep.provenance for sweep in sweeps]
-    return Sweep(together, each[0] | {
-        "command": " && ".join(provenance["command"] for provenance in each),
-        "grid": _union([provenance["grid"] for provenance in each]),
-        "seeds": [min(p["seeds"][0] for p in each), max(p["seeds"][1] for p in each)],
-        "rows": len(rows),
-        "failures": int((rows["record"] == "failure").sum()),
-        "seconds": round(float(rows["seconds"].sum()), 1),
-        "made_with": _union([provenance["made_with"] for provenance in each]),
-    })  # fmt: skip
-
-
-def _union(each: list[dict]) -> dict:
-    merged: dict[str, list] = {}
-    for one in each:
-        for name, values in one.items():
-            merged[name] = merged.get(name, []) + [value for value in values if value not in merged.get(name, [])]
-    return merged
+    if (name or next(iter(there))) not in there or (name is None and len(there) > 1):
+        commands = [f"{each} ({table.read(path).provenance['command']})" for each, path in there.items()]
+        raise Mistake(f"name one of the sweeps of {chapter.slug} with --sweep: {'; '.join(commands)}")
+    sweep = table.read(there[name or next(iter(there))])
+    if words := staleness(chapter, sweep.provenance):
+        command = sweep.provenance["command"]
+        raise Failure(f"the sweep of {chapter.slug} is older than its code: {few(words)}; run again: {command}")
+    if failed := sweep.provenance["failures"]:
+        raise Failure(f"{failed} rows of this sweep failed; evidence holds whole sweeps: mend the chapter, sweep again")
+    path = table.write(folder() / f"{chapter.slug}.parquet", sweep)
+    return path, read_evidence(chapter.slug)
 
 
 def check_again(

@@ -2,12 +2,10 @@
 
 import copy
 import json
-import math
 
-from casestudies_lib.records import FIELDS, INJECTED, MEASUREMENTS_MIME, VERDICTS, VERDICTS_MIME
+from casestudies_lib.records import INJECTED, MEASUREMENTS_MIME, VERDICTS_MIME
 from casestudies_lib.runner.chapters import source_of, tags_of
 
-_MEASUREMENT = {"chapter": str, "claim": str, "measure": str, "unit": str, "setting": dict, "seed": int}
 _TRACES = frozenset({INJECTED, "papermill-error-cell-tag"})
 
 
@@ -51,10 +49,13 @@ def measurements_of(notebook: dict, slug: str, claims: list[str]) -> list[dict]:
     Raises:
         Incomplete: a record is not of the form that `Case.record` makes.
     """
+    from casestudies_lib.claims import Measurement
+
     records = [record for shown in _shown(notebook, MEASUREMENTS_MIME) for record in shown]
     for number, record in enumerate(records, start=1):
-        if fault := _measurement_fault(record, slug, claims):
-            raise Incomplete(f"measurement {number} {fault}; make measurements with case.record")
+        _check_form(record, Measurement, f"measurement {number}")
+        if record["chapter"] != slug or record["claim"] not in claims:
+            raise Incomplete(f"measurement {number} is of {record['chapter']} {record['claim']}, not a claim of {slug}")
     return records
 
 
@@ -82,6 +83,8 @@ def _check_executed(notebook: dict) -> None:
 
 
 def _check_records(records: object, slug: str, claims: list[str]) -> None:
+    from casestudies_lib.claims import Verdict  # pydantic: not for every command
+
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise Incomplete("the verdict output is not a list of records")
     judged = [record.get("id") for record in records]
@@ -92,34 +95,17 @@ def _check_records(records: object, slug: str, claims: list[str]) -> None:
     if doubled := sorted({name for name in judged if judged.count(name) > 1}):
         raise Incomplete(f"more than one verdict for {', '.join(doubled)}")
     for record in records:
-        if absent := [name for name in FIELDS if name not in record]:
-            raise Incomplete(f"the verdict record of {record['id']} lacks {', '.join(absent)}")
+        _check_form(record, Verdict, f"the verdict record of {record['id']}")
         if record["chapter"] != slug:
             raise Incomplete(f"the verdict of {record['id']} belongs to chapter {record['chapter']!r}, not {slug!r}")
-        if record["verdict"] not in VERDICTS:
-            raise Incomplete(f"{record['id']} has the verdict {record['verdict']!r}; allowed: {', '.join(VERDICTS)}")
-        for name in ("value", "low", "high"):
-            if record[name] is not None and not _is_number(record[name]):
-                raise Incomplete(f"{record['id']} has the {name} {record[name]!r}; allowed: a finite number, or none")
 
 
-def _measurement_fault(record: object, slug: str, claims: list[str]) -> str:
-    if not isinstance(record, dict) or record.keys() != {*_MEASUREMENT, "value"}:
-        return f"does not have exactly the fields {', '.join([*_MEASUREMENT, 'value'])}"
-    for name, kind in _MEASUREMENT.items():
-        if type(record[name]) is not kind:
-            return f"has a {name} of type {type(record[name]).__name__} instead of {kind.__name__}"
-    if not _is_number(record["value"]):
-        return "has a value that is not a finite number"
-    if record["chapter"] != slug or record["claim"] not in claims:
-        return f"speaks of {record['chapter']} {record['claim']}, which is not a claim of {slug}"
-    if not all(isinstance(value, str | int | float) for value in record["setting"].values()):
-        return "has a setting that holds more than texts and numbers"
-    return ""
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _check_form(record: object, model: type, name: str) -> None:
+    try:
+        model.model_validate(record, strict=True)
+    except ValueError as error:  # pydantic's
+        first = error.errors()[0]
+        raise Incomplete(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def cleaned(notebook: dict) -> dict:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from casestudies_lib.runner.errors import Failure
 
+_HELD = ".lock"
+
 
 class ResultError(Failure):
     """A result folder is missing, incomplete, damaged, or cannot be written."""
@@ -33,15 +35,14 @@ def move_into_place(new: Path, destination: Path, aside: Path) -> None:
 def scratch_folder(destination: Path, keep_waiting: Callable[[], bool] = lambda: True) -> Iterator[Path]:
     """Lend the folder `DESTINATION.tmp` to this casebook alone, and remove it afterwards.
 
-    Whoever wants the same result meanwhile waits. What a killed run left there, or beside it, is removed; the lock
-    dies with its process.
+    Whoever wants the same result meanwhile waits. What a killed run left there, or beside it, is removed.
 
     Args:
         destination: the result folder.
         keep_waiting: asked now and then; where it answers False, waiting ends.
 
     Raises:
-        ResultError: the folder cannot be created, its disk is full, or waiting ended.
+        ResultError: the folder cannot be created or locked, its disk is full, or waiting ended.
     """
     scratch = destination.with_name(f"{destination.name}.tmp")
     with writing(destination):
@@ -52,40 +53,46 @@ def scratch_folder(destination: Path, keep_waiting: Callable[[], bool] = lambda:
             time.sleep(0.1)
             held = _lock(scratch)
         for left in destination.parent.glob("*.tmp"):
-            if left == scratch or (descriptor := _lock(left)) is None:
-                continue
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(descriptor)
+            if left != scratch and (descriptor := _lock(left)) is not None:
+                _remove(left, descriptor)
         for left in scratch.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if left.name != _HELD:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
     try:
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        os.close(held)
+        _remove(scratch, held)
 
 
 def _lock(folder: Path) -> int | None:
-    """Return a descriptor that locks a folder, made where it is missing; None while another process holds it."""
+    """Return a descriptor of the locked file in a folder; None while another process holds it. It dies with ours."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # its holder removed it just now
+        descriptor = os.open(folder / _HELD, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:  # its holder removed the folder just now
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.exists() and os.fstat(descriptor).st_ino == folder.stat().st_ino:
+        if (folder / _HELD).exists() and os.fstat(descriptor).st_ino == (folder / _HELD).stat().st_ino:
             return descriptor
-    except OSError:
+    except BlockingIOError:
         pass
+    except BaseException:
+        os.close(descriptor)
+        raise
     os.close(descriptor)
     return None
+
+
+def _remove(folder: Path, descriptor: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(descriptor)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other casebooks out of the same folder meanwhile; the lock dies with its process."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder / _HELD, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

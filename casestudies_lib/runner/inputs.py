@@ -24,13 +24,12 @@ from casestudies_lib.runner.parameters import Parameter, Value
 
 PACKAGE = casestudies_lib.__name__
 LOCK = "requirements.lock"
+THREADS = 1  # of a kernel: chapters run side by side, and oversubscribed threads cost a factor of three
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;#]+)", re.MULTILINE)
 _OF_THE_MACHINE = ("Python", "platform", "threads", "package ", "parameter ", LOCK)
 
 
-def inputs_of(
-    slug: str, notebook: dict, parameters: Iterable[Parameter], values: dict[str, Value], *, threads: int = 1
-) -> dict[str, str]:
+def inputs_of(slug: str, notebook: dict, parameters: Iterable[Parameter], values: dict[str, Value]) -> dict[str, str]:
     """Return everything that a run depends on, by the name that messages use.
 
     Args:
@@ -38,7 +37,6 @@ def inputs_of(
         notebook: its notebook as a dictionary; prose and outputs do not count.
         parameters: what its parameters cell declares.
         values: a value for each of them; where one names a file or folder, its content counts, not its place.
-        threads: of the kernel.
 
     Raises:
         Mistake: a module that the notebook reaches is not Python.
@@ -47,16 +45,21 @@ def inputs_of(
     modules = reached(source_of(cell) for cell in cells if PARAMETERS not in tags_of(cell))
     files = [_name(path) for path in modules] + data_files(modules) + [f"data/reports/{slug}.toml", LOCK]
     found = {"code cells": digest(json.dumps([source_of(cell) for cell in cells]).encode())}
-    found |= {name: _state(_path(name)) for name in sorted(files)}
-    for parameter in parameters:
-        value = values[parameter.name]
-        is_path = parameter.unit == "path" and value
-        found[f"parameter {parameter.name}"] = tree_digest(Path(str(value))) if is_path else json.dumps(value)
+    found |= {name: _state(_path(name)) for name in sorted(files)} | parameter_inputs(parameters, values)
     found |= {f"package {name}": version for name, version in locked_and_installed().items()}
     return found | {
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": f"{platform.system()} {platform.machine()}",
-        "threads": str(threads),
+        "threads": str(THREADS),
+    }
+
+
+def parameter_inputs(parameters: Iterable[Parameter], values: dict[str, Value]) -> dict[str, str]:
+    """Return the inputs that differ between the rows of a sweep."""
+    paths_given = [parameter.name for parameter in parameters if parameter.unit == "path" and values[parameter.name]]
+    return {
+        f"parameter {name}": tree_digest(Path(str(value))) if name in paths_given else json.dumps(value)
+        for name, value in values.items()
     }
 
 
@@ -82,8 +85,8 @@ def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
         if name not in now or name not in before:
             words.append(f"{name} is {'gone' if name in before else 'new'}")
         elif before[name] != now[name]:
-            is_digest = re.fullmatch(r"[0-9a-f]{64}", before[name])
-            words.append(f"{name} changed" if is_digest else f"{name}: {before[name]} became {now[name]}")
+            digests = any(re.fullmatch(r"[0-9a-f]{64}", state) for state in (before[name], now[name]))
+            words.append(f"{name} changed" if digests else f"{name}: {before[name]} became {now[name]}")
     return words
 
 
@@ -159,12 +162,18 @@ def _imported(tree: ast.AST, package: str) -> Iterator[str]:
     """Yield the dotted names of ours that code imports, wherever in it; what only type checkers see does not count."""
     for node in _statements(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE)
+            for alias in node.names:
+                if alias.name.split(".")[0] == PACKAGE:
+                    yield from (alias.name, *_offers(alias.name).values())
         elif isinstance(node, ast.ImportFrom):
             parent = ".".join(package.split(".")[: len(package.split(".")) + 1 - node.level]) if node.level else ""
             module = ".".join(filter(None, [parent, node.module]))
             if module.split(".")[0] == PACKAGE:
-                yield from (_offered(module, alias.name) for alias in node.names)
+                for alias in node.names:
+                    name, offers = f"{module}.{alias.name}", _offers(module)
+                    # A package that is imported whole gives all that it offers.
+                    whole = offers.values() if alias.name == "*" else _offers(name).values()
+                    yield from (offers.get(alias.name, name), *whole)
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
@@ -176,11 +185,10 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
                 yield from _statements(statement)
 
 
-def _offered(module: str, name: str) -> str:
-    """Return where a name comes from: a package may offer it from elsewhere, by a literal dictionary `OFFERED`."""
+def _offers(module: str) -> dict[str, str]:
+    """Return what a package offers from elsewhere, by a literal dictionary `OFFERED` of names and their modules."""
     file = _library().joinpath(*module.split(".")[1:], "__init__.py")
-    offers = _read(file, file.stat().st_mtime_ns).offered if file.is_file() else {}
-    return offers.get(name, f"{module}.{name}")
+    return _read(file, file.stat().st_mtime_ns).offered if file.is_file() else {}
 
 
 def _literal(tree: ast.Module, name: str) -> object:

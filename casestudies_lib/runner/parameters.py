@@ -181,10 +181,11 @@ def _is_utf8(value: str) -> bool:
 
 def _refused(parameter: Parameter, value: Value, reason: str) -> ParameterError:
     allowed = f"allowed: {parameter.allowed} ({parameter.unit}; {parameter.meaning})"
-    return ParameterError(f"{parameter.name} = {_short(value)} {reason}; {allowed}")
+    return ParameterError(f"{parameter.name} = {short(value)} {reason}; {allowed}")
 
 
-def _short(value: Value, limit: int = 60) -> str:
+def short(value: Value, limit: int = 60) -> str:
+    """Return a value as messages show it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -205,7 +206,7 @@ def resolve(parameters: Iterable[Parameter], assignments: Iterable[str], folder:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise ParameterError(f"-p {_short(assignment)} is not of the form NAME=VALUE")
+            raise ParameterError(f"-p {short(assignment)} is not of the form NAME=VALUE")
         if name not in declared:
             raise ParameterError(_unknown(name, declared))
         if name in given:
@@ -218,7 +219,7 @@ def resolve(parameters: Iterable[Parameter], assignments: Iterable[str], folder:
 def _unknown(name: str, declared: dict[str, Parameter]) -> str:
     nearest = difflib.get_close_matches(name, declared, n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
-    return f"unknown parameter {_short(name)}; {hint}allowed names: {', '.join(declared) or 'none'}"
+    return f"unknown parameter {short(name)}; {hint}allowed names: {', '.join(declared) or 'none'}"
 
 
 def _existing_path(parameter: Parameter, value: str, folder: Path) -> str:
@@ -230,7 +231,7 @@ def _existing_path(parameter: Parameter, value: str, folder: Path) -> str:
     except (OSError, ValueError):
         exists = False
     if not exists:
-        where = _short(str(path), 200)
+        where = short(str(path), 200)
         raise ParameterError(f"{parameter.name}: there is no {where}; give an existing path, or leave it out")
     return str(path)
 

@@ -2,15 +2,16 @@
 
 import itertools
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from casestudies_lib.runner.chapters import Chapter, read_notebook
 from casestudies_lib.runner.errors import Mistake
-from casestudies_lib.runner.inputs import digest, portable
-from casestudies_lib.runner.jobs import Job, prepare
-from casestudies_lib.runner.parameters import Parameter, ParameterError, Value, check, parse_value, resolve
+from casestudies_lib.runner.inputs import digest, parameter_inputs, portable
+from casestudies_lib.runner.jobs import TIME_LIMIT, Job, prepare
+from casestudies_lib.runner.parameters import Parameter, ParameterError, Value, check, parse_value, resolve, short
 
 MOST_ROWS = 100_000
 SEED, N_SEEDS = "seed", "n_seeds"
@@ -19,10 +20,11 @@ _SEEDS = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 
 @dataclass(frozen=True)
 class Row:
-    """One chapter run of a sweep, and a key that is the same on every machine."""
+    """One chapter run of a sweep: a key that all machines share, the job, and what its run depends on here."""
 
     key: str
     job: Job
+    inputs: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Plan:
         for name, values in self.grid.items():
             words += ["--grid", f"{name}={','.join(map(str, values))}"]
         first, end = self.seeds
-        return " ".join([*words, "--seeds", f"{first}:{end}", "--n-seeds", str(self.rows[0].job.values[N_SEEDS])])
+        words += ["--seeds", f"{first}:{end}", "--n-seeds", str(self.rows[0].job.values[N_SEEDS])]
+        return shlex.join(words)
 
 
 def plan(
@@ -61,7 +64,7 @@ def plan(
     seeds: str | None = None,
     *,
     n_seeds: int | None = None,
-    time_limit: float = 900.0,
+    time_limit: float = TIME_LIMIT,
 ) -> Plan:
     """Check everything that can be checked without a process, and return the table of rows.
 
@@ -103,12 +106,13 @@ def plan_of(first: Job, table: Sequence[Sequence[str]], grid: dict[str, list[Val
         grid: the values of each parameter that the sweep varies.
     """
     notebook = read_notebook(first.chapter.path)
-    common = portable(first.inputs(notebook))
-    rows = []
+    inputs = first.inputs(notebook)
+    common, rows = portable(inputs), []
     for assignments in table:
         job = replace(first, values=resolve(first.parameters, assignments, Path.cwd()))
-        parameters = {name: state for name, state in job.inputs(notebook).items() if name.startswith("parameter ")}
-        rows.append(Row(digest(repr([first.chapter.slug, common, parameters]).encode()), job))
+        parameters = parameter_inputs(job.parameters, job.values)
+        key = digest(repr([first.chapter.slug, common, parameters]).encode())
+        rows.append(Row(key, job, inputs | parameters))
     return Plan(first.chapter, grid, rows, common)
 
 
@@ -123,10 +127,12 @@ def _grid(texts: Sequence[str], declared: dict[str, Parameter]) -> dict[str, lis
     for text in texts:
         name, equals, listed = text.partition("=")
         if not equals:
-            raise ParameterError(f"--grid {_short(text)} is not of the form NAME=VALUE,VALUE")
+            raise ParameterError(f"--grid {short(text)} is not of the form NAME=VALUE,VALUE")
         if name in (SEED, N_SEEDS):
             raise ParameterError(f"--grid cannot set {name}: use --seeds A:B, and --n-seeds for the size of a block")
         resolve(declared.values(), [f"{name}={listed.split(',')[0]}"], Path.cwd())
+        if declared[name].unit == "path":  # where a file lies on a machine is nobody's business
+            raise ParameterError(f"--grid cannot set the path {name}; sweep over other parameters")
         if name in found:
             raise ParameterError(f"--grid sets {name} twice; give all its values at once: {name}=VALUE,VALUE")
         found[name] = _values(declared[name], listed)
@@ -136,11 +142,11 @@ def _grid(texts: Sequence[str], declared: dict[str, Parameter]) -> dict[str, lis
 def _values(parameter: Parameter, listed: str) -> list[str]:
     texts = [text.strip() for text in listed.split(",")]
     if not all(texts):
-        raise ParameterError(f"--grid {parameter.name}={_short(listed)} holds an empty value; give VALUE,VALUE")
+        raise ParameterError(f"--grid {parameter.name}={short(listed)} holds an empty value; give VALUE,VALUE")
     values = [check(parameter, parse_value(parameter, text)) for text in texts]
     for text, value in zip(texts, values):
         if values.count(value) > 1:
-            raise ParameterError(f"--grid {parameter.name} holds {_short(text)} twice; give each value once")
+            raise ParameterError(f"--grid {parameter.name} holds {short(text)} twice; give each value once")
     return texts
 
 
@@ -169,10 +175,5 @@ def _blocks(declared: dict[str, Parameter], seeds: str | None, n_seeds: int | No
 def _range(text: str) -> tuple[int, int]:
     match = _SEEDS.fullmatch(text)
     if not match or int(match[1]) >= int(match[2]):
-        raise Mistake(f"--seeds {_short(text)} is not of the form A:B with A below B, such as 0:20 for seeds 0 to 19")
+        raise Mistake(f"--seeds {short(text)} is not of the form A:B with A below B, such as 0:20 for seeds 0 to 19")
     return int(match[1]), int(match[2])
-
-
-def _short(text: str, limit: int = 60) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import psutil
 
 import casestudies_lib
 from casestudies_lib import paths
+from casestudies_lib.runner.inputs import THREADS
 
 MARK = "CASEBOOK_RUN_ID"
 ONE_THREAD = (
@@ -44,7 +44,7 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def environment(scratch: Path, declared: list[str], *, threads: int = 1) -> dict[str, str]:
+def environment(scratch: Path, declared: list[str]) -> dict[str, str]:
     """Return the environment of a worker and its kernel.
 
     Figures are drawn inline whatever the user's backend; Jupyter's and IPython's own files lie in the scratch folder,
@@ -53,13 +53,12 @@ def environment(scratch: Path, declared: list[str], *, threads: int = 1) -> dict
     Args:
         scratch: a folder of the run.
         declared: the data files that the chapter may read.
-        threads: of the kernel; chapters run side by side, and oversubscribed threads cost a factor of three.
     """
     library = str(Path(casestudies_lib.__file__).resolve().parent.parent)
     inherited = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "PYTHONSTARTUP")}
     return {
         **inherited,
-        **dict.fromkeys(ONE_THREAD, str(threads)),
+        **dict.fromkeys(ONE_THREAD, str(THREADS)),
         MARK: secrets.token_hex(16),
         "PYTHONPATH": os.pathsep.join(filter(None, [library, inherited.get("PYTHONPATH")])),
         "CASEBOOK_ROOT": str(paths.root().absolute()),
@@ -71,8 +70,8 @@ def environment(scratch: Path, declared: list[str], *, threads: int = 1) -> dict
 
 
 def command_environment() -> dict[str, str]:
-    """Return the environment of a command that we start on a user's behalf: theirs, with a mark to find it by."""
-    return {**os.environ, MARK: secrets.token_hex(16)}
+    """Return the environment of a command that runs kernels on a user's behalf: theirs, with our threads and a mark."""
+    return {**os.environ, **dict.fromkeys(ONE_THREAD, str(THREADS)), MARK: secrets.token_hex(16)}
 
 
 @contextlib.contextmanager
@@ -97,7 +96,7 @@ def supervised(command: list[str], environment: dict[str, str], **options: objec
 
 
 def end(process: subprocess.Popen) -> None:
-    """Ask a process to end, then kill it with all that descends from it or carries its mark."""
+    """Ask a process to end; where it does not in time, kill it with all that descends from it."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_PATIENCE)
@@ -146,24 +145,6 @@ def _carries(process: psutil.Process, mark: str) -> bool:
         return _is_alive(process) and process.environ().get(MARK) == mark
     except (psutil.Error, OSError):
         return False
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end this process the way Ctrl-C does, so that runs are ended and scratch is removed."""
-
-    def leave(number: int, _frame: object) -> None:
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN)  # tidying up is under way and takes a few seconds at most
-        raise SystemExit(128 + number)
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, leave) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def cores() -> int:

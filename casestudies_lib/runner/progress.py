@@ -10,9 +10,9 @@ from casestudies_lib.runner.run import Notify, Progress
 
 
 @contextlib.contextmanager
-def shown(slugs: list[str]) -> Iterator[Notify]:
+def shown() -> Iterator[Notify]:
     """Show on standard error what runs report; standard output is left to programs."""
-    with _bars(slugs) if sys.stderr.isatty() else _lines() as notify:
+    with _bars() if sys.stderr.isatty() else _lines() as notify:
         yield notify
 
 
@@ -33,7 +33,7 @@ def _lines() -> Iterator[Notify]:
 
 
 @contextlib.contextmanager
-def _bars(slugs: list[str]) -> Iterator[Notify]:
+def _bars() -> Iterator[Notify]:
     from rich import progress as bars
     from rich.console import Console
 
@@ -42,11 +42,12 @@ def _bars(slugs: list[str]) -> Iterator[Notify]:
         bars.TextColumn("{task.fields[cell]}", markup=False),
     )  # fmt: skip
     with bars.Progress(*columns, console=Console(stderr=True)) as display:
-        tasks = {slug: display.add_task(slug, total=None, cell="waits", start=False) for slug in slugs}
+        tasks: dict[str, int] = {}  # of chapters that run
 
         def notify(progress: Progress) -> None:
-            task = tasks[progress.chapter]
-            display.start_task(task)
+            task = tasks.setdefault(progress.chapter, len(tasks))
+            if task not in display.task_ids:
+                display.add_task(progress.chapter, cell="")
             display.update(task, completed=progress.done, total=progress.total, cell=progress.cell)
 
         yield notify

@@ -1,13 +1,13 @@
 """Result folders: how they are written, found again and read.
 
 The result of a run lies at `_build/runs/SLUG/KEY`, where the key is that of its inputs: an edit that is taken back
-finds its result again. It is made in `KEY.tmp` beside it and moved into place by one rename.
+finds its result again. It is made in `KEY.tmp` beside it and renamed when it is complete; where `--fresh` made one with
+the same key, the earlier one is put aside first.
 """
 
 import contextlib
 import json
 import platform
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from casestudies_lib import paths
 from casestudies_lib.runner.chapters import Chapter, claim_ids, read_notebook, title_of
 from casestudies_lib.runner.errors import CasebookError, Failure
 from casestudies_lib.runner.executed import Incomplete, verdicts_of
-from casestudies_lib.runner.files import ResultError, move_into_place, write_through, writing
+from casestudies_lib.runner.files import ResultError, move_into_place, replace_file, write_through, writing
 from casestudies_lib.runner.inputs import differences, digest, few, inputs_of, key_of
 from casestudies_lib.runner.parameters import Value, read_parameters
 
@@ -40,12 +40,16 @@ def folder_of(slug: str) -> Path:
     return paths.build() / "runs" / slug
 
 
-def current_inputs(chapter: Chapter, values: dict[str, Value] | None = None) -> dict[str, str]:
-    """Return what a run of the chapter would depend on now, by default with the chapter's own parameters."""
+def own_values(chapter: Chapter) -> dict[str, Value]:
+    """Return the chapter's own parameters."""
+    parameters = read_parameters(read_notebook(chapter.path), chapter.path.name)
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def current_inputs(chapter: Chapter) -> dict[str, str]:
+    """Return what a run of the chapter with its own parameters would depend on now."""
     notebook = read_notebook(chapter.path)
-    parameters = read_parameters(notebook, chapter.path.name)
-    values = values or {parameter.name: parameter.default for parameter in parameters}
-    return inputs_of(chapter.slug, notebook, parameters, values)
+    return inputs_of(chapter.slug, notebook, read_parameters(notebook, chapter.path.name), own_values(chapter))
 
 
 def find(slug: str, inputs: dict[str, str]) -> Result | None:
@@ -55,12 +59,14 @@ def find(slug: str, inputs: dict[str, str]) -> Result | None:
         return result if result.provenance.get("inputs") == inputs else None
 
 
-def newest(slug: str) -> Result | None:
-    """Return the result of a chapter that was written last, whatever its inputs."""
+def newest(slug: str, values: dict[str, Value]) -> Result | None:
+    """Return the result of a chapter with these parameters that was written last, whatever else it depended on."""
     folders = [path.parent for path in folder_of(slug).glob(f"*/{PROVENANCE}")]
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         with contextlib.suppress(ResultError):
-            return read_result(folder)
+            result = read_result(folder)
+            if result.provenance.get("parameters") == values:
+                return result
     return None
 
 
@@ -118,16 +124,14 @@ def check_copyable(destination: Path) -> None:
 
 
 def copy_result(result: Result, destination: Path) -> Result:
-    """Copy a result to a folder of the user's choice, as a whole or not at all.
+    """Copy a result to a folder of the user's choice, the provenance last: until then a reader finds no whole result.
 
     Raises:
         ResultError: the folder cannot be written.
     """
     with writing(destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".casebook-", dir=destination.parent) as folder:
-            shutil.copytree(result.folder, Path(folder) / "new")
-            move_into_place(Path(folder) / "new", destination, Path(folder) / "old")
+        for name in (NOTEBOOK, VERDICT_FILE, PROVENANCE):
+            replace_file(destination / name, (result.folder / name).read_bytes())
     return read_result(destination)
 
 
@@ -162,7 +166,7 @@ def current_verdicts(chapter: Chapter, warn: Callable[[str], None]) -> list[dict
     inputs = current_inputs(chapter)
     if result := find(chapter.slug, inputs):
         return [{"from": "run", **record} for record in result.verdicts]
-    if last := newest(chapter.slug):
+    if last := newest(chapter.slug, own_values(chapter)):
         changes = few(differences(last.provenance["inputs"], inputs))
         warn(f"{chapter.slug}: the last run is stale, not shown: {changes}; run: casebook run {chapter.slug}")
     try:
@@ -185,5 +189,5 @@ def overview(chapter: Chapter) -> dict:
         inputs = current_inputs(chapter)
     except CasebookError as error:
         return row | {"title": str(error), "claims": None, "last_run": "broken"}
-    state = "fresh" if find(chapter.slug, inputs) else "stale" if newest(chapter.slug) else "none"
+    state = "fresh" if find(chapter.slug, inputs) else "stale" if newest(chapter.slug, own_values(chapter)) else "none"
     return row | about | {"last_run": state}

@@ -20,9 +20,9 @@ from casestudies_lib.runner.chapters import claim_ids, read_notebook, strict_jso
 from casestudies_lib.runner.errors import Failure
 from casestudies_lib.runner.executed import Incomplete, cell_name, verdicts_of
 from casestudies_lib.runner.files import scratch_folder, unwritable, writing
-from casestudies_lib.runner.inputs import differences, key_of
+from casestudies_lib.runner.inputs import THREADS, differences, key_of
 from casestudies_lib.runner.jobs import Job
-from casestudies_lib.runner.processes import cores, end, environment, interruptible, supervised
+from casestudies_lib.runner.processes import cores, end, environment, supervised
 from casestudies_lib.runner.results import Result
 
 JOB, SOURCE, EXECUTED = "job.json", "source.ipynb", "executed.ipynb"  # as in worker.py, which imports papermill
@@ -57,6 +57,8 @@ class Running:
     def stop(self) -> None:
         """End all workers, and keep others from starting."""
         self.stopped.set()
+        for worker in list(self.workers):
+            worker.terminate()
         for worker in list(self.workers):
             end(worker)
 
@@ -104,7 +106,7 @@ def run_chapter(
                 "chapter": job.chapter.slug,
                 "parameters": job.values,
                 **results.machine(),
-                "threads": 1,
+                "threads": THREADS,
                 **outcome.facts,
                 "started": started.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - clock, 1),
@@ -112,7 +114,8 @@ def run_chapter(
                 "inputs": inputs,
             }
             result = results.write_result(destination, scratch, executed, verdicts, provenance)
-            _failed_notebook(destination).unlink(missing_ok=True)
+            for failed in destination.parent.glob(f"*.{FAILED}"):
+                failed.unlink(missing_ok=True)
             return result
 
 
@@ -183,9 +186,10 @@ def _judged(job: Job, notebook: dict, destination: Path, scratch: Path, outcome:
         return content, verdicts_of(strict_json(content.decode()), job.chapter.slug, claim_ids(job.chapter.slug))
     except (Incomplete, OSError, ValueError) as error:
         kept = ""
-        with contextlib.suppress(OSError):
-            executed.replace(_failed_notebook(destination))
-            kept = f"; partial notebook: {_failed_notebook(destination)}"
+        if not outcome.problem or outcome.problem["kind"] != "stopped":
+            with contextlib.suppress(OSError):
+                executed.replace(_failed_notebook(destination))
+                kept = f"; partial notebook: {_failed_notebook(destination)}"
         raise RunFailed(f"{job.chapter.slug}: {error}{kept}; rerun with: {job.command}") from error
 
 
@@ -195,7 +199,7 @@ def _early_end(job: Job, notebook: dict, destination: Path, outcome: Outcome) ->
         where = f"in {cell_name(_with_injection(job, notebook), outcome.running)}"
     if outcome.problem is None:
         last = [line for line in outcome.errors.strip().splitlines() if "WARNING" not in line][-1:]
-        return f"its process ended unexpectedly {where}: {''.join(last) or 'killed without a word'}"
+        return f"its process ended unexpectedly {where}: {''.join(last) or 'it was killed'}"
     kind, detail = outcome.problem["kind"], outcome.problem["detail"]
     if kind == "system":
         return unwritable(destination, OSError(outcome.problem["errno"], detail))
@@ -235,7 +239,7 @@ def obtain(
     waiting: list[tuple[float, Job]] = []
     for job in jobs:
         slug, inputs = job.chapter.slug, job.inputs(read_notebook(job.chapter.path))
-        result, last = results.find(slug, inputs), results.newest(slug)
+        result, last = results.find(slug, inputs), results.newest(slug, job.values)
         if result and not fresh:
             found[slug] = result
         else:
@@ -258,7 +262,7 @@ def usual_seconds(slug: str, last: Result | None) -> float:
 
 def _side_by_side(jobs: list[Job], notify: Notify, fresh: bool) -> dict[str, Result]:
     running = Running()
-    with interruptible(), ThreadPoolExecutor(max_workers=min(len(jobs), cores())) as pool:
+    with ThreadPoolExecutor(max_workers=min(len(jobs), cores())) as pool:
         try:
             runs = {pool.submit(run_chapter, job, notify, running, fresh=fresh): job.chapter.slug for job in jobs}
             return _first_failure_or_all(runs)

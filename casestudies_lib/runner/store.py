@@ -94,7 +94,8 @@ def start_chapter(slug: str) -> tuple[Path, Path]:
     if not SLUG.fullmatch(slug):
         raise Mistake(f"{slug!r} is not a slug; take a letter, then lower case letters, digits and _ (a_new_case)")
     if slug in [chapter.slug for chapter in chapters] or report.exists():
-        raise Mistake(f"the slug {slug} is taken; taken are {', '.join(chapter.slug for chapter in chapters) or slug}")
+        taken = ", ".join(chapter.slug for chapter in chapters)
+        raise Mistake(f"the slug {slug} is taken: by a chapter ({taken}) or by the report file {report.name}")
     notebook = paths.notebooks() / f"{max((chapter.number for chapter in chapters), default=0) + 1}_{slug}.ipynb"
     contents = {
         notebook: _notebook_from_template(slug),

@@ -6,6 +6,7 @@ with its error, and the rest goes on.
 """
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,14 +15,14 @@ from pathlib import Path
 
 from casestudies_lib import paths
 from casestudies_lib.runner import results, table
-from casestudies_lib.runner.chapters import claim_ids, find_chapter, read_notebook
-from casestudies_lib.runner.cluster import DEATHS, NoCluster, cluster
+from casestudies_lib.runner.chapters import claim_ids, find_chapter
+from casestudies_lib.runner.cluster import NoCluster, cluster
 from casestudies_lib.runner.executed import measurements_of
 from casestudies_lib.runner.jobs import prepare
 from casestudies_lib.runner.plan import Plan, Row, plan_of
 from casestudies_lib.runner.processes import cores
 from casestudies_lib.runner.results import Result
-from casestudies_lib.runner.run import run_chapter
+from casestudies_lib.runner.run import RunFailed, run_chapter
 
 RETRIES = 2
 _ABOUT = ("casebook", "python", "platform", "torch", "threads", "cpu_capability", "peak_memory_mb", "seconds")
@@ -53,13 +54,13 @@ def sweep(
         The Parquet file, the provenance, and how many rows `ran`, were `found` and `failed`.
 
     Raises:
-        Mistake: the address is not one.
+        Mistake: the address has no known form.
         NoCluster: nothing is there to run on, or it went away; finished rows stay.
     """
     rows, failures, tally = run_rows(plan, scheduler=scheduler, workers=workers, fresh=fresh, say=say)
     sweep = table.Sweep(table.lines_of(plan, rows, failures), table.provenance_of(plan, rows, failures))
     path = table.write(folder_of(plan.chapter.slug) / f"{plan.name}.parquet", sweep)
-    return path, table.read(path).provenance, tally
+    return path, table.read_provenance(path.with_suffix(".json")), tally
 
 
 def run_rows(
@@ -69,8 +70,8 @@ def run_rows(
 
     The arguments are those of `sweep`.
     """
-    notebook, slug = read_notebook(plan.chapter.path), plan.chapter.slug
-    kept = {} if fresh else {row.key: results.find(slug, row.job.inputs(notebook)) for row in plan.rows}
+    slug = plan.chapter.slug
+    kept = {} if fresh else {row.key: results.find(slug, row.inputs) for row in plan.rows}
     rows = {key: row_of(result) for key, result in kept.items() if result}
     failures: dict[str, str] = {}
     waiting = [row for row in plan.rows if row.key not in rows]
@@ -124,7 +125,7 @@ def _error_of(future) -> str:
         return "its task was cancelled"
     error = future.exception()
     if type(error).__name__ == "KilledWorker":
-        return f"{DEATHS} workers died while they ran it (out of memory?)"
+        return f"{error.allowed_failures + 1} workers died while they ran it (out of memory?)"
     return f"{error}".splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -146,8 +147,14 @@ def run_row(task: tuple[str, list[str], str, float, bool]) -> dict:
         if plan_of(job, [assignments], {}).rows[0].key != key:
             raise RuntimeError("the worker has another state of the chapter, its report or data than you; update it")
         return row_of(run_chapter(job, fresh=fresh))
-    except Exception as error:  # one of ours might not unpickle where the package differs; the cause names no path
-        raise RuntimeError(str(error.__cause__ or error)) from None
+    except Exception as error:  # one of another version of this package might not unpickle there
+        raise RuntimeError(_without_places(error)) from None
+
+
+def _without_places(error: Exception) -> str:
+    """Return what a run's failure says of the chapter, for a table that names no folder of a machine."""
+    text = str(error.__cause__ if isinstance(error, RunFailed) else error)
+    return text.replace(f"{paths.root()}{os.sep}", "").replace(str(Path.home()), "~")
 
 
 def row_of(result: Result) -> dict:

@@ -27,17 +27,16 @@ BAD_LOSSES = [
     (lambda m, b: m(b[0]).sum() * math.nan, "loss is nan.*0 \\* inf"),
     (lambda m, b: m(b[0]).sum().to(torch.complex64), "complex64"),
 ]
-BAD_OPTIMISERS = [
-    ("adam", "optimiser is a str"),
-    (torch.optim.SGD(nn.Linear(7, 5).parameters(), lr=1), r"2 of 2 parameters.*shape \(5, 7\)"),
-]
+BAD_OPTIMISERS = [("adam", "optimiser is a str")]
 LOSSES_OF_A_MODULE = ("idle_parameters", "gates", "routing_reach")
 OPTIMISER_OBJECTS = ("idle_parameters", "gates", "stepping")
 
 OWN: dict[str, list[tuple[Changes, str]]] = {
     "ablation_diff": [
         ({"expected": 3}, "expected is 3"),
-        ({"expected": ["a", ""]}, "expected is"),
+        ({"expected": ["a", None]}, "expected is"),
+        ({"expected": "", "inputs": None}, "inputs is None"),
+        ({"loss": nn.MSELoss()}, "loss is a MSELoss"),
         ({"call": 3}, "call is a int"),
         ({"call": lambda model, inputs: None}, "no floating-point tensor"),
     ],
@@ -48,7 +47,6 @@ OWN: dict[str, list[tuple[Changes, str]]] = {
         ({"function": lambda x: x * 2, "parameters": [torch.ones(3)]}, "parameters is a list; give a module, or a map"),
         ({"parameters": {}}, "parameters are given beside a module"),
         ({"directions": 0}, "directions is 0"),
-        ({"evaluations": 5}, "evaluations is 5; give a whole number, 6 or more"),
         ({"tolerance": 0}, "tolerance is 0"),
         ({"tolerance": True}, "tolerance is True"),
         ({"function": lambda x: x.argmax()}, "without a floating-point tensor"),
@@ -72,6 +70,12 @@ OWN: dict[str, list[tuple[Changes, str]]] = {
         ({"cuts": [0]}, "positions from 1 to 11"),
         ({"cuts": [12]}, "positions from 1 to 11"),
         ({"cuts": []}, "positions from 1 to 11"),
+        ({"cuts": [0], "lag": -2}, "positions from 3 to 11"),
+        ({"lag": 12}, "lag is 12; give a whole number from -10 to 11"),
+        ({"lag": 0.5}, "lag is 0.5"),
+        ({"documents": torch.zeros(12)}, r"documents is a Tensor of type torch.float32.*\(12,\) or \(2, 12\)"),
+        ({"documents": torch.zeros(12, dtype=torch.long)}, "fewer than 2 documents"),
+        ({"documents": [0, 1]}, "documents is a list"),
         ({"cuts": 3.5}, "positions from 1 to 11"),
         ({"jitter": -1}, "jitter is -1"),
         ({"call": 3}, "call is a int"),
@@ -79,6 +83,10 @@ OWN: dict[str, list[tuple[Changes, str]]] = {
         ({"call": lambda module, tokens: None}, "it returned None"),
     ],
     "gates": [
+        (
+            {"optimiser": torch.optim.SGD(nn.Linear(7, 5).parameters(), lr=1)},
+            r"2 of 2 parameters.*shape \(5, 7\)",
+        ),
         ({"names": "alhpa"}, "no gate is called 'alhpa'; near it: alpha"),
         ({"names": []}, "no gate name was given"),
         ({"names": "branch.weight"}, r"shape \(6, 6\); a gate is one number"),

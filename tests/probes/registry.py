@@ -169,6 +169,23 @@ class Mixture(nn.Module):
         return sum(weights[:, [place]] * expert(inputs) for place, expert in enumerate(self.experts))
 
 
+class TopOne(nn.Module):
+    """Experts of which one a token is chosen; its weight may be divided by itself."""
+
+    def __init__(self, normalised):
+        super().__init__()
+        self.into, self.router = nn.Linear(4, 6), nn.Linear(6, 3, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(6, 1) for _ in range(3))
+        self.normalised = normalised
+
+    def forward(self, inputs):
+        hidden = self.into(inputs)
+        weight, chosen = self.router(hidden).softmax(-1).max(-1, keepdim=True)
+        weight = weight / (weight + 1e-9) if self.normalised else weight
+        every = torch.cat([expert(hidden) for expert in self.experts], dim=-1)
+        return weight * every.gather(-1, chosen)
+
+
 def routing_call(seed: int, faulty: bool) -> Call:
     """A router whose weights are detached."""
     arguments = {"module": seeded(seed, Mixture, faulty), "loss": squared_error, "batch": regression(seed)}

@@ -269,6 +269,227 @@ def test_models_that_insist_on_single_precision_are_compared_in_it():
     assert ablation_diff(Single(), Single(slope=0.2), inputs=inputs_of(0), expected=["inner.*.act"]).ok is True
 
 
+# What a model fills, ties, makes from its settings, or does in training alone.
+
+
+class Cache:
+    """Keys and values of earlier calls, by layer."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def extended(self, layer, values):
+        self.kept[layer] = torch.cat([self.kept.get(layer, values[:, :0]), values], dim=1)
+        return self.kept[layer]
+
+
+class Attending(nn.Module):
+    """Attends to all that its cache holds; the scores are summed in single precision, or not."""
+
+    def __init__(self, layer, scale=1.0, weights=False, single=False):
+        super().__init__()
+        self.query, self.layer, self.scale = nn.Linear(DIM, DIM), layer, scale
+        self.weights, self.single = weights, single
+
+    def forward(self, values, cache):
+        held = cache.extended(self.layer, values)
+        scores = self.scale * self.query(values) @ held.mT
+        weights = scores.softmax(-1, dtype=torch.float32 if self.single else None).to(values.dtype)
+        return values + weights @ held, weights if self.weights else None
+
+
+class Decoder(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.layers = nn.ModuleList(Attending(layer, **settings) for layer in range(2))
+
+    def forward(self, values, cache=None):
+        cache = Cache() if cache is None else cache
+        for layer in self.layers:
+            values, _ = layer(values, cache)
+        return values, cache
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_model_that_fills_a_cache_does_not_differ_from_itself_and_another_scale_is_seen(given):
+    cache = Cache()
+    if given:
+        cache.extended(0, torch.ones(2, 1, DIM))
+    values = torch.randn(2, 5, DIM, generator=torch.Generator().manual_seed(0))
+    inputs = (values, cache) if given else values
+    one, two, other = seeded(0, Decoder), seeded(1, Decoder), seeded(1, Decoder, scale=0.5)
+    assert ablation_diff(one, two, inputs=inputs, expected=[]).findings == ()
+    result = ablation_diff(one, other, inputs=inputs, expected=[])
+    assert result.measures["behaving_differently"] == ["layers.0", "layers.1"]
+    assert {layer: kept.shape[1] for layer, kept in cache.kept.items()} == ({0: 1} if given else {})
+
+
+@pytest.mark.parametrize("settings", [{"weights": True}, {"single": True}])
+@pytest.mark.parametrize("turned", [False, True])
+def test_another_implementation_of_the_same_is_no_difference(settings, turned):
+    pair = [seeded(0, Decoder), seeded(1, Decoder, **settings)]
+    values = torch.randn(2, 5, DIM, generator=torch.Generator().manual_seed(0))
+    assert ablation_diff(*(pair[::-1] if turned else pair), inputs=values, expected=[]).findings == ()
+
+
+class Masked(nn.Module):
+    """One attention to earlier positions alone: by a mask that its caller makes, or by a flag of its own."""
+
+    def __init__(self, flag, factor=1.0):
+        super().__init__()
+        self.flag = flag
+        self.into, self.attention = nn.Linear(DIM, DIM), MaskedAttention(flag)
+        self.factor = factor
+
+    def forward(self, values):
+        length = values.shape[1]
+        mask = None if self.flag else torch.ones(length, length, dtype=torch.bool).tril()
+        return self.attention(self.factor * self.into(values), mask)
+
+
+class MaskedAttention(nn.Module):
+    def __init__(self, flag):
+        super().__init__()
+        self.flag = flag
+
+    def forward(self, values, mask=None):
+        flag = self.flag and mask is None
+        return nn.functional.scaled_dot_product_attention(values, values, values, mask, is_causal=flag)
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_a_part_that_takes_its_arguments_in_another_form_is_not_blamed_for_what_lies_before_it(flag):
+    values = torch.randn(2, 5, DIM, generator=torch.Generator().manual_seed(0))
+    assert ablation_diff(Masked(flag), Masked(not flag), inputs=values, expected=[]).ok is True
+    changed = ablation_diff(Masked(flag), Masked(not flag, factor=2.0), inputs=values, expected=[])
+    assert changed.measures["unexpected"] == [""]
+
+
+class Turned(nn.Module):
+    """Turns by angles that are made from the settings, after a norm with running statistics."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.into, self.norm = nn.Linear(4, DIM), nn.BatchNorm1d(DIM)
+        self.turn = nn.Module()
+        self.turn.register_buffer("angles", base ** -torch.linspace(0, 1, DIM))
+
+    def forward(self, values):
+        return self.norm(self.into(values)) * self.turn.angles.cos()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_buffer_made_from_the_settings_is_a_difference_and_running_statistics_are_none(seed):
+    first, second = seeded(seed, Turned, 100.0), seeded(seed + 1, Turned, 100.0)
+    second(3 + inputs_of(seed))
+    pair = first.eval(), second.eval()
+    assert ablation_diff(*pair, inputs=inputs_of(seed), expected=[]).findings == ()
+    other = seeded(seed, Turned, 1000.0).eval()
+    assert ablation_diff(first, other, inputs=inputs_of(seed), expected=["turn"]).ok is True
+    unasked = ablation_diff(first, other, inputs=inputs_of(seed), expected=[])
+    assert unasked.measures["unexpected"] == ["turn.angles", ""]
+
+
+class Tied(nn.Module):
+    def __init__(self, tied):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, DIM), nn.Linear(DIM, 7, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        return self.head(self.embed(ids).tanh())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_weights_against_untied_are_a_difference_under_either_name_and_nothing_else(tied):
+    ids = torch.arange(7)[None]
+    pair = seeded(0, Tied, tied), seeded(1, Tied, not tied)
+    assert ablation_diff(*pair, inputs=ids, expected=["head"]).ok is True
+    assert ablation_diff(*pair, inputs=ids, expected=["head.weight"]).ok is True
+    result = ablation_diff(*pair, expected=["embed"])
+    assert result.ok is True
+    row = result.table().set_index("name").loc["head.weight"]
+    assert {row["first"], row["second"]} == {"tied to embed.weight", "on its own"}
+    assert ablation_diff(*pair, inputs=ids, expected=[]).ok is False
+    assert ablation_diff(seeded(0, Tied, tied), seeded(1, Tied, tied), inputs=ids, expected=[]).findings == ()
+
+
+class Switched(nn.Module):
+    """Switches that no module shows: a scale, dropout by function, the weight of an auxiliary loss."""
+
+    def __init__(self, scale=1.0, dropout=0.0, coefficient=0.0):
+        super().__init__()
+        self.into, self.gate, self.head = nn.Linear(4, DIM), nn.Linear(DIM, 2), nn.Linear(DIM, 1)
+        self.scale, self.dropout, self.coefficient = scale, dropout, coefficient
+
+    def forward(self, values):
+        hidden = nn.functional.dropout(self.into(values).tanh(), self.dropout, self.training)
+        self.auxiliary = self.coefficient * self.gate(hidden).square().mean()
+        return self.scale * self.head(hidden)
+
+
+def switched_loss(model, values):
+    return model(values).square().mean() + model.auxiliary
+
+
+@pytest.mark.parametrize("expected", ["", "*"])
+def test_a_switch_that_no_module_shows_is_expected_of_the_whole_model(expected):
+    inputs = inputs_of(0)
+    assert ablation_diff(Switched(), Switched(scale=2.0), inputs=inputs, expected=expected).ok is True
+    result = ablation_diff(Switched(), Switched(), inputs=inputs, expected=expected)
+    assert severities(result) == [("fault", expected or "the whole model")]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("expected", ["", "gate"])
+@pytest.mark.parametrize("setting", ["dropout", "coefficient"])
+def test_a_switch_of_training_alone_is_seen_by_the_loss(setting, expected, seed):
+    first, repeated, second = Switched(), Switched(), Switched(**{setting: 0.5})
+    settings = {"inputs": inputs_of(seed), "loss": switched_loss}
+    found = expected == "" or setting == "coefficient"
+    assert ablation_diff(first.eval(), second.eval(), expected=expected, **settings).ok is found
+    assert ablation_diff(first.eval(), second.eval(), expected=[], **settings).ok is False
+    assert ablation_diff(first.eval(), repeated.eval(), expected=[], **settings).findings == ()
+    assert ablation_diff(first.eval(), repeated.eval(), expected=expected, **settings).ok is False
+    blind = ablation_diff(first.eval(), second.eval(), expected=[], inputs=inputs_of(seed))
+    assert blind.ok is True
+
+
+def test_two_models_that_draw_random_numbers_are_compared_by_their_losses_under_the_same():
+    settings = {"inputs": inputs_of(0), "loss": switched_loss}
+    pair = Switched(dropout=0.5), Switched(dropout=0.5)
+    assert ablation_diff(*pair, expected=[], **settings).ok is True
+    assert ablation_diff(pair[0], Switched(dropout=0.3), expected=[], **settings).ok is False
+
+
+class Discarding(nn.Module):
+    """A layer without parameters, the result of which is used or not."""
+
+    def __init__(self, norm, used):
+        super().__init__()
+        self.layer, self.norm, self.used = nn.Linear(4, DIM), norm, used
+
+    def forward(self, values):
+        values = self.layer(values)
+        return self.norm(values) if self.used else values + 0 * self.norm(values)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (nn.Identity(), nn.LayerNorm(DIM, elementwise_affine=False)),
+        (nn.Dropout(0.0), nn.Dropout(0.5)),
+    ],
+)
+def test_a_setting_without_parameters_that_changes_no_output_is_a_fault(one, other):
+    for used in (True, False):
+        pair = Discarding(one, used).eval(), Discarding(other, used).eval()
+        result = ablation_diff(*pair, inputs=inputs_of(0), expected="norm")
+        assert result.ok is used
+        assert result.measures["expected"] == {"norm": "differs" if used else "changes no output"}
+
+
 # Without an expectation.
 
 

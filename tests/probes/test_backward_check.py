@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import Function, gradcheck
+from torch.nn import functional
 
 from casestudies_lib.probes import ProbeFault, backward_check
 
@@ -141,7 +142,7 @@ def test_the_exact_backward_passes(seed, hard):
     assert result.findings == ()
     assert set(answers(result).values()) == {"agrees"}
     assert result.measures["smallest_error_seen"] < 2e-4
-    result.raise_if_found(at_least="note")
+    assert result.findings == ()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -276,7 +277,6 @@ def test_all_tensors_before_a_wrong_backward_are_named_and_none_after_it(seed, f
         drawn(seed, (8, 6)),
         parameters=layers,
         seed=seed,
-        evaluations=60,
     )
     before = {"input 0", *(f"parameter {layer}.{name}" for layer in (0, 1) for name in ("weight", "bias"))}
     after = {f"parameter {layer}.{name}" for layer in (2, 3) for name in ("weight", "bias")}
@@ -285,25 +285,8 @@ def test_all_tensors_before_a_wrong_backward_are_named_and_none_after_it(seed, f
     assert [set(finding.where.split(", ")) for finding in result.findings] == ([] if factor == 1.0 else [before])
 
 
-def test_what_the_evaluations_do_not_suffice_to_tell_apart_stays_under_suspicion():
-    layers = seeded(0, lambda: nn.Sequential(*[nn.Linear(6, 6) for _ in range(8)]))
-    function = scaled(None)
-    result = backward_check(
-        lambda inputs: layers[4:](function.apply(layers[:4](inputs))),
-        drawn(0, (8, 6)),
-        parameters=layers,
-        evaluations=10,
-    )
-    assert result.ok is False
-    assert result.measures["evaluations"] <= 10
-    suspects = {name for name, kind in answers(result).items() if kind == "suspect"}
-    assert suspects
-    assert all(finding.severity == "fault" for finding in result.findings)
-    assert "Give more evaluations" in result.findings[-1].what_to_do
-
-
 @pytest.mark.parametrize("seed", SEEDS)
-def test_of_many_wrong_tensors_the_last_is_named_first_for_the_fault_sits_right_behind_it(seed):
+def test_of_many_wrong_tensors_every_one_is_named_and_none_behind_the_fault(seed):
     layers = seeded(seed, lambda: nn.Sequential(*[nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(20)]))
 
     def loss(inputs):
@@ -312,9 +295,9 @@ def test_of_many_wrong_tensors_the_last_is_named_first_for_the_fault_sits_right_
         return layers[10:](MaskBlind.apply(hidden, weights)).square().sum()
 
     result = backward_check(loss, drawn(seed, (8, 6)), parameters=layers, seed=seed)
-    named = {name for name, kind in answers(result).items() if kind not in ("agrees", "suspect")}
-    assert "parameter 9.0.bias" in named
-    assert all(answers(result)[f"parameter {layer}.0.weight"] == "agrees" for layer in range(10, 20))
+    named = {name for name, kind in answers(result).items() if kind != "agrees"}
+    before = {f"parameter {layer}.0.{name}" for layer in range(10) for name in ("weight", "bias")}
+    assert named == before | {"input 0"}
 
 
 class Million(nn.Module):
@@ -342,7 +325,6 @@ def test_five_per_cent_are_found_in_one_tensor_of_a_million_parameters(seed):
         "parameter first.weight": "wrong scale"
     }
     assert result.measures["factors"]["parameter first.weight"] == pytest.approx(1.05, rel=1e-3)
-    assert result.measures["evaluations"] <= 10
 
 
 # Models of others, all right.
@@ -480,6 +462,64 @@ def test_a_function_that_changes_its_parameters_is_no_answer(way):
     assert torch.equal(module.weight, before)
 
 
+def test_experts_by_a_grouped_product_are_measured_in_double_and_empty_groups_too():
+    matrices = drawn(0, (3, 8, 8))[0]
+    ends = torch.tensor([4, 4, 12], dtype=torch.int32)
+
+    def experts(rows, matrices):
+        return functional.grouped_mm(rows.tanh(), matrices, offs=ends)
+
+    inputs = [*drawn(1, (12, 8)), matrices]
+    result = backward_check(experts, inputs)
+    assert result.ok is True
+    assert result.findings == ()
+    rows = inputs[0].detach().tanh()
+    by_hand = torch.cat([rows[:4] @ matrices[0], rows[4:] @ matrices[2]])
+    torch.testing.assert_close(experts(*inputs), by_hand)
+    wrong = backward_check(lambda rows, matrices: experts(scaled(1.01).apply(rows), matrices), inputs)
+    assert answers(wrong) == {"input 0": "wrong scale", "input 1": "agrees"}
+
+
+def overwriting(during):
+    """Return an exponential that writes into its input, behind the back of autograd, in one of its passes."""
+
+    class Overwriting(Function):
+        @staticmethod
+        def forward(ctx, inputs):
+            out = inputs.exp()
+            ctx.save_for_backward(inputs, out.clone())
+            if during == "forward":
+                inputs.data.mul_(0.5)
+            return out
+
+        @staticmethod
+        def backward(ctx, gradient):
+            inputs, out = ctx.saved_tensors
+            if during == "backward":
+                inputs.data.copy_(gradient)
+            return gradient * out
+
+    return Overwriting
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("during", ["forward", "backward"])
+def test_a_pass_that_overwrites_its_input_unseen_is_a_fault_though_its_own_gradient_is_right(during, seed):
+    inputs = drawn(seed, (4, 3))
+    before = inputs[0].detach().clone()
+    result = backward_check(overwriting(during), inputs, seed=seed)
+    assert result.ok is False
+    assert answers(result) == {"input 0": "agrees"}
+    assert [(finding.severity, finding.where) for finding in result.findings] == [("fault", "input 0")]
+    assert f"after the {during} pass" in result.findings[0].measured
+    assert torch.equal(inputs[0], before)
+    # Inside a function that hands it a tensor of its own it does harm only if another operation keeps that tensor.
+    kept = backward_check(lambda x: overwriting(during).apply(x.sigmoid()).sum(), inputs, seed=seed)
+    assert answers(kept) == {"input 0": "wrong direction"}
+    assert backward_check(lambda x: overwriting(during).apply(x + 1).sum(), inputs, seed=seed).ok is True
+    assert backward_check(overwriting("never"), inputs, seed=seed).ok is True
+
+
 def only_float32(function):
     def strict(inputs):
         if inputs.dtype != torch.float32:
@@ -505,14 +545,40 @@ def test_in_float32_alone_it_still_sees_five_per_cent_and_says_what_it_could_not
 def test_where_float32_cannot_resolve_it_does_not_judge(seed):
     for factor in (1.0, -1.0):
         function = only_float32(lambda x, factor=factor: 1e8 + scaled(factor).apply(x))
-        assert "rounding" in reason(backward_check(function, drawn(seed, (6, 5)), seed=seed))
+        result = backward_check(function, drawn(seed, (6, 5)), seed=seed)
+        assert "rounding" in reason(result)
+        assert (
+            result.headline == "No gradient of 1 was found to disagree with finite differences; 1 could not be judged."
+        )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_float32_inside_a_function_is_noticed_by_its_noise(seed):
-    result = backward_check(lambda x: scaled(1.05).apply(x.float()).tanh(), drawn(seed, (6, 5)), seed=seed)
+def test_float32_inside_a_function_that_cannot_be_lifted_is_noticed_by_its_noise(seed):
+    single = torch.ones(())
+    result = backward_check(lambda x: scaled(1.05).apply(x.to(single)).tanh(), drawn(seed, (6, 5)), seed=seed)
     assert answers(result) == {"input 0": "wrong scale"}
-    assert result.measures["step"] > 1e-6
+    assert result.rows[0][-1] > 0.001
+
+
+CASTS = {
+    "method": lambda x: x.float(),
+    "to": lambda x: x.to(torch.float32),
+    "type": lambda x: x.type(torch.float32),
+    "softmax": lambda x: nn.functional.softmax(x, dim=-1, dtype=torch.float32),
+    "norm": lambda x: x * torch.rsqrt(x.to(torch.float32).pow(2).mean(-1, keepdim=True) + 1e-6).to(x.dtype),
+    "made": lambda x: x.exp() + torch.full(x.shape, 1e4, dtype=torch.float32).mul_(x),
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("cast", CASTS)
+def test_a_function_that_casts_to_float32_is_measured_in_double_all_through(cast, seed):
+    inputs = drawn(seed, (6, 5))
+    right = backward_check(lambda x: CASTS[cast](scaled(1.0).apply(x)), inputs, seed=seed)
+    assert right.ok is True
+    assert right.measures["smallest_error_seen"] < 3e-4
+    wrong = backward_check(lambda x: CASTS[cast](scaled(1.001).apply(x)), inputs, seed=seed)
+    assert answers(wrong) == {"input 0": "wrong scale"}
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -335,6 +335,100 @@ def test_a_leak_between_two_cuts_is_missed_and_found_with_a_cut_between():
     assert causality(Pair(), values, cuts=[4]).ok is False
 
 
+# An answer at its own position, a look ahead, and documents in one row.
+
+
+class Tracing(nn.Module):
+    """Predicts whether a response is right from the question and from responses before it, or from its own too."""
+
+    def __init__(self, shifted):
+        super().__init__()
+        self.question, self.response = nn.Embedding(VOCABULARY, DIM), nn.Embedding(3, DIM)
+        self.recurrent, self.head, self.shifted = nn.GRU(DIM, DIM, batch_first=True), nn.Linear(2 * DIM, 1), shifted
+
+    def forward(self, questions, responses):
+        seen = functional.pad(responses[:, :-1], (1, 0), value=2) if self.shifted else responses
+        hidden, _ = self.recurrent(self.response(seen))
+        return self.head(torch.cat([hidden, self.question(questions)], -1)).squeeze(-1)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_response_that_enters_the_output_at_its_own_position_is_a_leak_at_a_lag_of_one(seed):
+    questions, responses = tokens_of(seed, rows=3), tokens_of(seed + 100, rows=3) % 2
+
+    def ask(shifted, lag):
+        model = seeded(seed, Tracing, shifted)
+        return causality(model, responses, call=lambda module, values: module(questions, values), lag=lag)
+
+    assert (ask(True, 0).ok, ask(True, 1).ok, ask(False, 0).ok) == (True, True, True)
+    result = ask(False, 1)
+    assert result.ok is False
+    assert [finding.where for finding in result.findings] == ["future tokens"]
+    assert "sees the input of its own position" in result.findings[0].measured
+    further = ask(True, 3)
+    assert further.ok is False
+    assert "sees the input 1 positions before it" in further.findings[0].measured
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_positions_of_look_ahead_may_be_allowed(ahead):
+    model = seeded(0, Embedded, Convolution(2, ahead))
+    assert causality(model, tokens_of(0), lag=-ahead).ok is True
+    result = causality(model, tokens_of(0), lag=1 - ahead)
+    assert result.ok is False
+    assert f"at least {ahead} positions ahead" in result.findings[0].measured
+
+
+class Packed(nn.Module):
+    """Causal attention over rows that hold several documents, kept apart by a mask or not; rows may come second."""
+
+    def __init__(self, apart, rows_first=True):
+        super().__init__()
+        self.embedding, self.project = nn.Embedding(VOCABULARY, DIM), nn.Linear(DIM, 3 * DIM)
+        self.apart, self.rows_first = apart, rows_first
+
+    def forward(self, tokens, documents):
+        values = self.embedding(tokens if self.rows_first else tokens.mT)
+        query, key, value = self.project(values).chunk(3, -1)
+        mask = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+        if self.apart:
+            mask = mask & (documents[:, :, None] == documents[:, None, :])
+        out = values + functional.scaled_dot_product_attention(query, key, value, mask)
+        return out if self.rows_first else out.transpose(0, 1)
+
+
+PACKINGS = {
+    "one for all rows": torch.tensor([0] * 4 + [1] * 3 + [2] * 5),
+    "a row each": torch.tensor([[0] * 4 + [1] * 6 + [-1] * 2, [3] * 7 + [4] * 5]),
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("rows_first", [True, False])
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_documents_in_one_row_that_see_each_other_are_a_fault(packing, rows_first, seed):
+    documents = PACKINGS[packing]
+    numbers = documents.expand(2, TOKENS)
+    axes = {} if rows_first else {"position_axis": 0, "batch_axis": 1}
+    tokens = tokens_of(seed) if rows_first else tokens_of(seed).mT
+
+    def ask(apart, **settings):
+        model = seeded(seed, Packed, apart, rows_first)
+        return causality(model, tokens, call=lambda module, values: module(values, numbers), **axes, **settings)
+
+    assert ask(True, documents=documents).ok is True
+    assert ask(False).ok is True
+    result = ask(False, documents=documents)
+    assert result.ok is False
+    assert [(finding.severity, finding.where) for finding in result.findings] == [("fault", "other documents")]
+    # Of the outputs that replacing a document should not reach, those after it in its row move.
+    moved = {"document 0": 8, "document 1": 5} if documents.dim() == 1 else {"document 0": 6, "document 3": 5}
+    rows = {row[1]: row[4] for row in result.rows if row[0] == "as given"}
+    assert {name: rows[name] for name in moved} == {
+        name: count * (2 if documents.dim() == 1 else 1) for name, count in moved.items()
+    }
+
+
 # Cannot tell.
 
 

@@ -99,18 +99,26 @@ def test_json_has_no_nan_and_no_foreign_number():
     assert json.loads(text)["rows"][1] == {"part": "body", "size": None}
 
 
-def test_raise_names_every_fault_and_only_what_is_as_bad_as_asked():
-    two = result(findings=(finding(where="first"), finding(where="second"), finding("warning", "spare")))
+def test_raise_names_every_fault_and_warning_wherever_ok_is_false():
     with pytest.raises(ProbeFault) as raised:
-        two.raise_if_found()
-    assert "first" in str(raised.value)
-    assert "second" in str(raised.value)
-    assert "spare" not in str(raised.value)
+        result(
+            findings=(finding(where="first"), finding("warning", "second"), finding("note", "third"))
+        ).raise_if_found()
+    assert [name in str(raised.value) for name in ("first", "second", "third")] == [True, True, False]
     with pytest.raises(ProbeFault, match="spare"):
-        two.raise_if_found(at_least="warning")
-    result(ok=True, findings=(finding("note"),)).raise_if_found(at_least="warning")
-    with pytest.raises(ProbeInputError, match="fault"):
-        two.raise_if_found(at_least="panic")
+        result(findings=(finding("warning", "spare"),)).raise_if_found()
+    result(ok=True, findings=(finding("note"),)).raise_if_found()
+
+
+def test_a_keyword_decides_what_a_gate_does_with_an_answer_that_cannot_tell():
+    unknown = result(ok=None, findings=(finding("note"),), reason="the loop was too short")
+    with pytest.warns(UserWarning, match="some_probe cannot tell: the loop was too short"):
+        unknown.raise_if_found()
+    with pytest.raises(ProbeFault, match="cannot tell: the loop was too short"):
+        unknown.raise_if_found(unknown="raise")
+    unknown.raise_if_found(unknown="pass")
+    with pytest.raises(ProbeInputError, match="unknown is 'panic'; allowed are warn, raise, pass"):
+        unknown.raise_if_found(unknown="panic")
 
 
 def test_the_chart_does_not_rely_on_colour():
@@ -138,8 +146,11 @@ def test_the_text_says_answer_place_and_remedy():
     [
         ({"ok": None}, "reason"),
         ({"reason": "because"}, "reason"),
-        ({"ok": True}, "fault"),
-        ({"findings": ()}, "no finding"),
+        ({"ok": True}, "ok is True.*severities are fault, warning, note"),
+        ({"ok": True, "findings": (finding("warning"),)}, "severities are warning"),
+        ({"ok": None, "reason": "too short"}, "if and only if one of them is a fault or a warning"),
+        ({"findings": ()}, "severities are none"),
+        ({"findings": (finding("note"),)}, "ok is False.*severities are note"),
         ({"rows": (("head",),)}, "2 cells"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from registry import TopOne, regression, seeded, squared_error
 from torch import nn
 from torch.nn import functional
 
@@ -88,12 +89,6 @@ def batch_of(seed, size=96):
     return torch.randn(size, DIM, generator=generator), torch.randn(size, 1, generator=generator)
 
 
-def seeded(seed, build, *args, **settings):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return build(*args, **settings)
-
-
 def adam(parameters):
     return torch.optim.Adam(parameters, lr=1e-2)
 
@@ -127,7 +122,7 @@ def test_a_weighted_mixture_is_reached_everywhere(seed, kept):
     assert result.findings == ()
     assert result.measures["routers"] == {"router": "task and auxiliary"}
     assert set(result.measures["experts"].values()) == {"reached"}
-    result.raise_if_found(at_least="note")
+    assert result.findings == ()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -171,6 +166,16 @@ def test_an_expert_that_nothing_reaches_is_named_and_told_from_one_that_is_not_c
     assert where(result) == [(severity, "experts.2")]
     assert {name for name, own in result.measures["experts"].items() if own != "reached"} == {"experts.2"}
     assert result.measures["experts"]["experts.2"] == kind
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_gradient_that_is_rounding_does_not_reach_a_router(seed):
+    faulty, healthy = (
+        routing_reach(seeded(seed, TopOne, normalised), squared_error, regression(seed), routers="router")
+        for normalised in (True, False)
+    )
+    assert [(f.severity, f.where) for f in faulty.findings] == [("fault", "router")]
+    assert (healthy.ok, healthy.findings) == (True, ())
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -163,7 +163,10 @@ def test_every_right_way_to_count_is_right(accumulation, epochs, rest):
     result = watch.result()
     assert result.measures["steps"] == taken == (result.measures["step_counter"] or 0)
     assert result.measures["steps_expected"] == sum(epochs) // accumulation
-    if taken:
+    if rest == "flush" and max(epochs) < accumulation and len(epochs) > 1:
+        # Right for no step: each has fewer batches than one accumulation.
+        assert result.measures["steps"] == len(epochs)
+    elif taken:
         assert (result.ok, found(result, "note")) == (True, [])
     elif sum(epochs) >= accumulation:
         # Epochs shorter than one accumulation, with a counter that starts anew.
@@ -349,8 +352,10 @@ def test_an_optimiser_over_another_copy_steps_in_vain(seed):
     assert found(result) == [("fault", "all parameters")]
     assert result.measures["steps"] == 8
     assert "other tensors than the optimiser holds" in meaning(result, "all parameters")
-    with pytest.raises(ProbeInputError, match="4 of 4 parameters that are not in module"):
-        stepping(trained, optimiser, accumulation=1)
+    watch = stepping(trained, optimiser, accumulation=1)
+    train(trained, optimiser, watch(batches(seed, 8)), 1)
+    assert ("fault", "all parameters") in found(watch.result())
+    assert "holds none of these parameters" in meaning(watch.result(), "all parameters")
 
 
 def test_gradients_cleared_before_the_step_are_told_from_missing_ones():
@@ -624,6 +629,69 @@ def test_an_average_that_began_elsewhere_is_not_measured_against_the_live_start(
     assert result.measures["ema_share"] is result.measures["ema_start_weight"] is None
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("side", ["average", "model"])
+def test_prefixes_of_wrappers_do_not_hide_the_average(prefix, side):
+    module = model()
+    wrapped, inner = module, average_of("mapping", module, 0.9)
+    if side == "average":
+        inner = {f"{prefix}{name}": tensor for name, tensor in inner.items()}
+    else:
+        for piece in reversed(prefix.strip(".").split(".")):
+            holder = nn.Module()
+            holder.add_module(piece, wrapped)
+            wrapped = holder
+    optimiser = adam(module)
+    watch = stepping(wrapped, optimiser, accumulation=1, ema=inner)
+    train(module, optimiser, watch(batches(0, 6)), 1)
+    assert found(watch.result()) == [("fault", "averaged weights (ema)")]
+
+
+@pytest.mark.parametrize("use_buffers", [True, False])
+def test_buffers_of_an_average_that_stay_at_the_start_are_a_warning(use_buffers):
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    average = copy.deepcopy(module)
+    after = [lambda: update(average, module, 0.5)]
+    if use_buffers:
+        after.append(lambda: average[1].running_mean.lerp_(module[1].running_mean, 0.5))
+        after.append(lambda: average[1].running_var.lerp_(module[1].running_var, 0.5))
+    result = watched(module, adam(module), 30, 1, given={"ema": average}, after_step=after)
+    assert found(result) == ([] if use_buffers else [("warning", "averaged weights (ema)")])
+    if not use_buffers:
+        assert "1.running_mean, 1.running_var" in result.findings[0].measured
+
+
+class Wrapped(torch.optim.Optimizer):
+    """Hands everything on to the optimiser inside, as the wrapper of a trainer does; so does the scheduler's."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.optimizer.zero_grad(set_to_none)
+
+
+class WrappedScheduler:
+    def __init__(self, scheduler):
+        self.scheduler, self.step = scheduler, scheduler.step
+
+
+def test_an_optimiser_and_a_scheduler_are_taken_out_of_a_trainers_wrappers():
+    module = model()
+    inner = sgd(module)
+    optimiser, scheduler = Wrapped(inner), WrappedScheduler(torch.optim.lr_scheduler.ConstantLR(inner))
+    given = {"scheduler": scheduler}
+    result = watched(module, optimiser, 12, 2, given=given, after_step=[scheduler.step])
+    assert (result.ok, result.findings) == (True, ())
+    assert (result.measures["step_calls"], result.measures["scheduler_advance"]) == (6, 6)
+
+
 def test_frozen_parameters_do_not_hide_where_the_average_began():
     module = model()
     module[0].requires_grad_(False)
@@ -637,16 +705,16 @@ def test_frozen_parameters_do_not_hide_where_the_average_began():
 # What may stand while the rest moves.
 
 
-def test_parameters_with_a_reason_to_stand_are_notes():
+def test_parameters_that_do_not_move_are_told_apart_by_who_holds_them():
     module = nn.ModuleDict({"body": model()} | {name: nn.Linear(2, 2) for name in ("frozen", "apart", "idle")})
     module["frozen"].requires_grad_(False)
     optimiser = torch.optim.Adam([p for name in ("body", "frozen", "idle") for p in module[name].parameters()])
     watch = stepping(module, optimiser, accumulation=1)
     train(module["body"], optimiser, watch(batches(0, 6)), 1)
     result = watch.result()
-    assert result.ok is True
-    assert found(result, "note") == [("note", "apart.weight, apart.bias"), ("note", "idle.weight, idle.bias")]
-    assert "idle_parameters" in result.findings[1].what_to_do
+    assert result.ok is False
+    assert found(result, "note") == [("warning", "idle.weight, idle.bias"), ("note", "apart.weight, apart.bias")]
+    assert "idle_parameters" in result.findings[0].what_to_do
     table = result.table().set_index("part")
     assert table["tensors that moved"].to_dict() == {"body": 4, "apart": 0, "idle": 0}
 
@@ -859,14 +927,133 @@ def test_hooks_of_the_reader_stay():
     assert watch.result(batches=2).measures["step_calls"] == 2
 
 
-def test_a_parameter_frozen_after_the_watch_began_takes_no_hook():
+def test_a_parameter_frozen_after_the_watch_began_takes_no_hook_and_is_a_fault():
     module = model()
     optimiser = adam(module)
     watch = stepping(module, optimiser, accumulation=1)
     module[2].requires_grad_(False)
     train(module, optimiser, watch(batches(0, 4)), 1)
-    assert watch.result().ok is True
-    assert found(watch.result(), "note") == [("note", "2.weight, 2.bias")]
+    assert found(watch.result(), "note") == [("fault", "2.weight, 2.bias")]
+    assert "requires_grad became False by batch 1" in watch.result().findings[0].measured
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_what_thaws_in_mid_run_is_a_fault_unless_an_optimiser_holds_it(held):
+    module = model()
+    module[2].requires_grad_(False)
+    optimiser = adam(module if held else module[0])
+    watch = stepping(module, optimiser, accumulation=1)
+    module[2].requires_grad_(True)
+    train(module, optimiser, watch(batches(0, 4)), 1)
+    assert found(watch.result(), "note") == [("note" if held else "fault", "2.weight, 2.bias")]
+
+
+def test_a_parameter_that_is_frozen_only_between_its_own_steps_is_silent():
+    module = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 1)])
+    optimisers = [sgd(part) for part in module]
+    watch = stepping(module, optimisers, accumulation=1)
+    for batch in watch(batches(0, 20)):
+        for own, other, optimiser in zip(module, reversed(module), optimisers):
+            own.requires_grad_(True), other.requires_grad_(False)
+            module[1](module[0](batch)).square().mean().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+    assert (watch.result().ok, watch.result().findings) == (True, ())
+
+
+# Outside the optimiser.
+
+
+class Listed(nn.Module):
+    """A layer in a plain list before one that is listed."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = [nn.Linear(3, 3)], nn.Linear(3, 1)
+
+    def forward(self, inputs):
+        return self.out(self.hidden[0](inputs))
+
+
+@pytest.mark.parametrize("fault", ["plain list", "forgotten group", "replaced layer"])
+def test_what_gets_a_gradient_and_no_optimiser_holds_is_a_fault(fault):
+    module = seeded(0, Listed) if fault == "plain list" else model()
+    optimiser = adam(module[0] if fault == "forgotten group" else module)
+    if fault == "replaced layer":
+        module[2] = nn.Linear(4, 1)
+    watch = stepping(module, optimiser, accumulation=1)
+    train(module, optimiser, watch(batches(0, 6)), 1)
+    where = "hidden[0]" if fault == "plain list" else "2"
+    assert found(watch.result()) == [("fault", where)]
+    assert "does not hold" in meaning(watch.result(), where)
+
+
+def test_several_optimisers_are_watched_together_and_one_that_never_steps_is_a_fault():
+    for broken in (False, True):
+        module = model()
+        optimisers = [adam(module[0]), sgd(module[2])]
+        watch = stepping(module, optimisers, accumulation=1)
+        for batch in watch(batches(0, 6)):
+            module.zero_grad()
+            loss_of(module, batch).backward()
+            for optimiser in optimisers[: 1 if broken else 2]:
+                optimiser.step()
+        result = watch.result()
+        assert found(result, "note") == ([("fault", "2.weight, 2.bias")] if broken else [])
+        assert result.measures["steps"] == 6
+        if broken:
+            assert "never stepped" in meaning(result, "2.weight, 2.bias")
+
+
+# Still, and why.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_gradient_whose_steps_round_away_is_a_fault_of_precision(dtype):
+    module = nn.Sequential(nn.RMSNorm(3), nn.Linear(3, 1)).to(dtype)
+    nn.init.constant_(module[1].weight, 0.01)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=2e-4, weight_decay=0.0)
+    watch = stepping(module, optimiser, accumulation=1)
+    train(module, optimiser, watch([batch.to(dtype) for batch in batches(0, 12)]), 1)
+    # Next to 1.0 the nearest bfloat16 numbers are 2**-8 and 2**-7 away, and 2e-4 rounds to neither.
+    faults = [finding for finding in watch.result().findings if "0.weight" in finding.where]
+    assert [finding.severity for finding in faults] == (["fault"] if dtype is torch.bfloat16 else [])
+    assert all("precision" in finding.meaning for finding in faults)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_tensor_that_moved_and_then_stopped_is_a_fault(gradient):
+    module = model()
+    optimiser = torch.optim.SGD([{"params": module[0].parameters()}, {"params": module[2].parameters()}], lr=0.01)
+    watch = stepping(module, optimiser, accumulation=1)
+    for number, batch in enumerate(watch(batches(0, 40)), 1):
+        hidden = module[1](module[0](batch))
+        module[2](hidden if gradient or number <= 20 else hidden.detach()).square().mean().backward()
+        if gradient and number > 20:
+            optimiser.param_groups[0]["lr"] = 1e-30
+        optimiser.step()
+        optimiser.zero_grad()
+    assert found(watch.result()) == [("fault", "0.weight, 0.bias")]
+    assert "stand still since batch 20, for 20 batches" in watch.result().findings[0].measured
+    assert ("still get gradients" in watch.result().findings[0].meaning) == gradient
+
+
+@pytest.mark.parametrize("rest", ["step on it", "run on"])
+def test_epochs_shorter_than_the_accumulation(rest):
+    module, taken = model(), 0
+    optimiser = adam(module)
+    watch = stepping(module, optimiser, accumulation=8)
+    for _ in range(16):
+        for number, batch in enumerate(watch(batches(0, 3)), 1):
+            loss_of(module, batch).backward()
+            taken += 1
+            if number == 3 if rest == "step on it" else taken % 8 == 0:
+                optimiser.step()
+                optimiser.zero_grad()
+    # 48 batches: 6 steps of 8, or 16 of 3.
+    assert found(watch.result()) == ([("fault", "number of steps")] if rest == "step on it" else [])
+    if rest == "step on it":
+        assert "No epoch has the 8 batches" in meaning(watch.result(), "number of steps")
 
 
 # Cannot tell.

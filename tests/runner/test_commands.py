@@ -60,6 +60,12 @@ def test_list_says_when_a_run_is_not_to_be_trusted(ran, change, state):
     assert json.loads(ran.casebook("list", "--json").stdout)[0]["last_run"] == state
 
 
+def test_a_run_with_other_parameters_says_nothing_of_the_chapters_own(book):
+    assert book.casebook("run", "tiny", "-p", "seed=7").returncode == 0
+    assert json.loads(book.casebook("list", "--json").stdout)[0]["last_run"] == "none"
+    assert "stale" not in book.casebook("verdicts").stderr
+
+
 def test_verdicts_come_from_a_fresh_run_else_from_the_notebook_and_what_has_none_is_said(ran):
     fresh = ran.casebook("verdicts", "--json")
     asked = {"chapter", "id", "kind", "verdict", "measure", "unit", "value", "low", "high", "n", "seeds", "rule"}
@@ -97,7 +103,7 @@ def checked(ran):
 
 
 def test_check_passes_when_a_new_execution_shows_what_is_stored(checked):
-    done = checked.casebook("check", env=checked.environment | {"OMP_NUM_THREADS": "1"})
+    done = checked.casebook("check")
     assert done.returncode == 0, done.stdout + done.stderr
     assert checked.survivors() == []
 
@@ -105,7 +111,7 @@ def test_check_passes_when_a_new_execution_shows_what_is_stored(checked):
 def test_check_fails_when_a_compared_output_differs_or_the_contract_is_broken_or_missing(checked):
     path = checked.root / "notebooks" / "1_tiny.ipynb"
     path.write_text(path.read_text().replace(r'"1\n"', r'"2\n"'))
-    done = checked.casebook("check", "tiny", env=checked.environment | {"OMP_NUM_THREADS": "1"})
+    done = checked.casebook("check", "tiny")
     assert done.returncode == 1
     assert "error: check failed: stored outputs;" in done.stderr
     (checked.root / "tiny.breaks-the-contract").touch()
@@ -161,7 +167,7 @@ def test_serve_says_what_is_missing_or_taken(book, site):
         taken.listen()
         done = site.casebook("serve", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 2
-    assert "is taken; choose another with --port" in done.stderr
+    assert "cannot be had (Address already in use); choose another with --port" in done.stderr
     shutil.rmtree(book.root / "_build")
     assert "build it first: casebook build" in book.casebook("serve").stderr
 

@@ -23,22 +23,32 @@ _WHAT_TO_DO = {
 
 @dataclass(frozen=True)
 class Difference:
-    """One way in which a part differs: its name, parameter or submodule, what, and how it looks on either side."""
+    """One way in which a part differs.
+
+    Attributes:
+        name: of the part; "" is the whole model.
+        kind: parameter, submodule, buffer, or the whole.
+        what: in which way.
+        first, second: how it looks on either side.
+        also: other names for the same, such as that of a parameter tied to it.
+    """
 
     name: str
     kind: str
     what: str
     first: str | None
     second: str | None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """What became of one name that was expected to differ, and the names that this rests on."""
+    """What became of one name that was expected to differ, and the names that this rests on, parameters or not."""
 
     pattern: str
     verdict: str
     names: tuple[str, ...]
+    tensors: bool = True
 
 
 def findings(
@@ -55,12 +65,15 @@ def findings(
 def _missing(expectation: Expectation) -> Finding:
     names = _listed(expectation.names)
     measured = {
-        SAME: f"{names}: same in both models.",
+        SAME: f"{names or 'the whole model'}: same in both models.",
         ABSENT: f"No parameter or submodule has that name; near it: {names or 'nothing'}.",
-        IDLE: f"{names}: no output has a gradient in it.",
+        IDLE: f"{names}: no output has a gradient in it."
+        if expectation.tensors
+        else f"{names}: other settings, and no output differs, in training mode neither.",
     }[expectation.verdict]
     verdict = expectation.verdict
-    return Finding("fault", expectation.pattern, measured, _MEANING[verdict], _WHAT_TO_DO[verdict], CHAPTER)
+    where = expectation.pattern or "the whole model"
+    return Finding("fault", where, measured, _MEANING[verdict], _WHAT_TO_DO[verdict], CHAPTER)
 
 
 def _unexpected(unexpected: list[Difference]) -> list[Finding]:
@@ -80,7 +93,7 @@ def _unexpected(unexpected: list[Difference]) -> list[Finding]:
 
 
 def _silent(found: list[Difference], run: Compared | None) -> list[Finding]:
-    if run is None or run.random or run.gap or not found:
+    if run is None or run.random or run.gap or run.training or not found:
         return []
     finding = Finding(
         severity="note",
@@ -94,7 +107,7 @@ def _silent(found: list[Difference], run: Compared | None) -> list[Finding]:
 
 
 def _random(run: Compared | None) -> list[Finding]:
-    if run is None or not run.random:
+    if run is None or not run.random or run.training is not None:
         return []
     finding = Finding(
         severity="note",

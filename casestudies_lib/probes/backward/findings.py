@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from casestudies_lib.probes.backward.search import (
+from casestudies_lib.probes.backward.comparison import (
     AGREES,
     BROKEN,
     DIRECTION,
@@ -13,7 +13,6 @@ from casestudies_lib.probes.backward.search import (
     SCALE,
     SIGN,
     SPURIOUS,
-    SUSPECT,
     UNRESOLVED,
     ZERO,
     Judgement,
@@ -23,7 +22,7 @@ from casestudies_lib.probes.result import Finding
 CHAPTER = "head_routing"
 # The worst first; what stands before `UNRESOLVED` is wrong.
 ORDER = (
-    *(SIGN, BROKEN, MISSING, SPURIOUS, DIRECTION, PART, SCALE, DISAGREES, SUSPECT),
+    *(SIGN, BROKEN, MISSING, SPURIOUS, DIRECTION, PART, SCALE, DISAGREES),
     *(UNRESOLVED, FAINT, ZERO, AGREES),
 )
 WRONG = ORDER[: ORDER.index(UNRESOLVED)]
@@ -42,8 +41,7 @@ _MEANING = {
     PART: "Some of its elements learn, others have exactly zero gradient although the output depends on them.",
     SCALE: "It points the right way, but its learning rate is not the one that you set; next to right gradients it "
     "turns the step as a whole.",
-    DISAGREES: "It is wrong along the one direction that could be afforded, which does not tell scale from direction.",
-    SUSPECT: "At least one of these is wrong; which, the evaluations allowed did not suffice to tell.",
+    DISAGREES: "It is wrong, but noise hides whether in scale or in direction.",
 }
 _WHAT_TO_DO = {
     SIGN: "Look for a subtraction the wrong way round in the backward.",
@@ -55,8 +53,7 @@ _WHAT_TO_DO = {
     f"term that does not belong to it. {_ON_PURPOSE}",
     PART: f"Look for a mask or an index that the backward applies and the forward does not. {_ON_PURPOSE}",
     SCALE: "Look for a factor that one pass has and the other has not: a mean for a sum, a temperature, a square root.",
-    DISAGREES: "Give more evaluations.",
-    SUSPECT: "Give more evaluations, or check a smaller part.",
+    DISAGREES: "Check a smaller part, at a point away from kinks (ReLU, top-k, clamp), to see how it is wrong.",
 }
 
 
@@ -83,6 +80,20 @@ def unchecked_inputs_note() -> Finding:
     )
 
 
+def overwritten_finding(names: Sequence[str], during: str) -> Finding:
+    """Return the fault of a pass that writes into its inputs unseen."""
+    return Finding(
+        severity="fault",
+        where=", ".join(names),
+        measured=f"Overwritten. The values are others after the {during} pass, and no version counter tells of it.",
+        meaning="Whatever else keeps this tensor for its own backward, such as the operation that made it, computes a "
+        "wrong gradient from it, and no error is raised.",
+        what_to_do="Write into a copy; or call ctx.mark_dirty(input) and write in place without .data, so that "
+        "autograd refuses the uses that are wrong.",
+        chapter=CHAPTER,
+    )
+
+
 def precision_note(dtype: str, error: str) -> Finding:
     """Return the caveat for a function that does not run in float64."""
     return Finding(
@@ -104,9 +115,8 @@ def _finding(names: Sequence[str], judgements: Sequence[Judgement]) -> Finding:
         BROKEN: "The gradient holds nan or infinity, while the output is finite.",
         MISSING: "The gradient is zero or None, while finite differences are not zero.",
         SPURIOUS: "The gradient is not zero, while finite differences are.",
-        SUSPECT: "Together they disagree with finite differences.",
     }.get(kind, f"The gradient is off by {100 * off:.3g} % of its size along a random direction.")
-    more = _DOWNSTREAM if len(names) > 1 and kind != SUSPECT else ""
+    more = _DOWNSTREAM if len(names) > 1 else ""
     return Finding(
         severity="fault",
         where=", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else ""),

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from casestudies_lib.probes.backward.findings import ORDER, WRONG, findings, precision_note, unchecked_inputs_note
-from casestudies_lib.probes.backward.search import SUSPECT, UNRESOLVED, Judgement, Search, pulls_of, search
+from casestudies_lib.probes.backward.comparison import FAINT, UNRESOLVED, Bench, Judgement, judged, reaches_and_sizes
+from casestudies_lib.probes.backward.findings import (
+    ORDER,
+    WRONG,
+    findings,
+    overwritten_finding,
+    precision_note,
+    unchecked_inputs_note,
+)
 from casestudies_lib.probes.backward.subject import (
     COARSE_STEPS,
     STEPS,
@@ -19,7 +26,9 @@ from casestudies_lib.probes.backward.subject import (
     check_unwritten,
     in_precision,
     marks,
+    overwritten,
     subject_of,
+    values_of,
 )
 from casestudies_lib.probes.guard import random_left_as_found
 from casestudies_lib.probes.inputs import check_whole_number
@@ -28,11 +37,6 @@ from casestudies_lib.probes.result import Bar, Finding, ProbeInputError, ProbeRe
 PROBE = "backward_check"
 COLUMNS = ("tensor", "values", "answer", "gradient ÷ finite difference", "difference, %", "smallest error seen, %")
 BARS = 12
-# Two evaluations show whether the function repeats itself, four give the first slope.
-LEAST_EVALUATIONS = 6
-# What sixteen forward-backward passes of a module of so many values pay for; where less is at stake, more may be told.
-EVALUATIONS, MANY_VALUES = 10, 900_000
-MOST_EVALUATIONS = 48
 
 
 def backward_check(
@@ -43,18 +47,18 @@ def backward_check(
     directions: int = 2,
     seed: int = 0,
     tolerance: float = 1e-4,
-    evaluations: int | None = None,
     replay: bool = False,
 ) -> ProbeResult:
     """Compare gradients with finite differences along random directions, and say which tensor's is wrong, and how.
 
-    The function runs in float64 at your point. A random weighting of its outputs is sent backward; the same weighting
-    of the outputs is differenced along a random direction in which all tensors move at once. Where the two sides
-    differ, the tensors are halved until the wrong ones stand alone, and told apart: wrong sign, wrong scale (with the
-    factor), missing (None or zero where the output depends on the tensor), missing in part, spurious (not zero where
-    the output does not depend on it), wrong direction. A direction drawn from a normal distribution shows any error of
-    the gradient, also one in few elements, unless it is smaller than the noise: `measures` and the table say how small
-    an error could have been seen.
+    The function runs in float64 at your point; what it casts to float32 itself stays in float64 too. A random weighting
+    of its outputs is sent backward; the same weighting of the outputs is differenced along a random direction in which
+    all tensors move at once. Where the two sides differ, each tensor is moved alone, and what is wrong is told apart:
+    wrong sign, wrong scale (with the factor), missing (None or zero where the output depends on the tensor), missing in
+    part, spurious (not zero where the output does not depend on it), wrong direction. A direction drawn from a normal
+    distribution shows any error of the gradient, also one in few elements, unless it is smaller than the noise:
+    `measures` and the table say how small an error could have been seen. A pass that overwrites its inputs, which
+    spoils the gradients of whatever else keeps them, is a fault too.
 
     The noise is estimated from how little the points around yours lie on a smooth curve, so rounding and kinks (a ReLU
     or a top-k exactly at its edge) widen the answer to "cannot tell", never to a fault. Discrete choices that do not
@@ -62,21 +66,18 @@ def backward_check(
     derivative, and is reported.
 
     Module or parameters, gradients, buffers and generators stay as they were (see `guard.left_as_found`), also after an
-    error. Cost: one forward pass and `directions` backward passes, and at most `evaluations` forward passes without a
-    graph (six where all is well), all in float64: ten to sixteen forward-backward passes of your own in float32, more
-    on a batch so small that one pass over the parameters outweighs it. Memory: `directions` + 4 copies of the
-    parameters in float64.
+    error. Cost where all is well: one forward pass, `directions` backward passes and six to ten forward passes without
+    a graph, all in float64; else two forward passes more for every tensor, and some ten for every wrong one. Memory:
+    `directions` + 4 copies of the parameters in float64.
 
     Args:
         function: a module, a function of tensors, or an autograd.Function (its `apply` is called).
         inputs: its positional arguments, a tuple or list, or one tensor. Tensors with `requires_grad` are compared.
         parameters: for a function that is no module: the module that it runs, or its leaf tensors by name.
         directions: random weightings of the outputs, each a backward pass; where the output is one number, random
-            directions of the tensors instead, each two forward passes.
+            directions of the tensors instead, each four forward passes.
         seed: of the random directions.
         tolerance: relative error of a gradient that is accepted.
-        evaluations: most forward passes to spend; more tell more tensors apart where many are wrong. None: 10 for a
-            million values or more, up to 48 for fewer.
         replay: judge a random function on one draw, by giving it the same random numbers in every run.
 
     Returns:
@@ -91,69 +92,63 @@ def backward_check(
     Source: the chapter head_routing; random projections of both sides as in torch.autograd.gradcheck's fast mode.
     """
     check_whole_number("directions", directions, 1)
-    if evaluations is not None:
-        check_whole_number("evaluations", evaluations, LEAST_EVALUATIONS)
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
         raise ProbeInputError(f"tolerance is {tolerance!r}; give a relative error between 0 and 1, such as 1e-4")
     subject = subject_of(function, inputs, parameters)
     if not subject.tensors:
         reason = "there are neither parameters that require a gradient nor inputs with requires_grad=True"
         return _untold(f"{reason}; call requires_grad_() on an input")
-    if evaluations is None:
-        values = sum(tensor.numel() for tensor in subject.tensors.values())
-        evaluations = min(round(EVALUATIONS * max(MANY_VALUES / values, 1.0)), MOST_EVALUATIONS)
     notes = [] if subject.inputs or not _floating_inputs(subject) else [unchecked_inputs_note()]
     try:
         with random_left_as_found():
-            work, more = _searched(subject, directions, seed, float(tolerance), evaluations, replay)
+            bench, judgements, more = _compared(subject, directions, seed, float(tolerance), replay)
     except CannotTell as why:
         return _untold(str(why))
-    return _result(work, [*notes, *more], evaluations)
+    return _result(bench, judgements, [*more, *notes])
 
 
 def _floating_inputs(subject: Subject) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(subject.arguments) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _searched(
-    subject: Subject, directions: int, seed: int, tolerance: float, evaluations: int, replay: bool
-) -> tuple[Search, list[Finding]]:
+Answer = tuple[Bench, dict[str, Judgement], list[Finding]]
+
+
+def _compared(subject: Subject, directions: int, seed: int, tolerance: float, replay: bool) -> Answer:
     try:
         with in_precision(subject, torch.float64) as doubled:
-            return _work(doubled, directions, seed, tolerance, evaluations, replay, STEPS), []
+            return _answer(doubled, directions, seed, tolerance, replay, STEPS)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         # A kernel or a tensor of the function's own that knows only its own type.
         refusal = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     with in_precision(subject, None) as plain:
-        work = _work(plain, directions, seed, tolerance, evaluations, replay, COARSE_STEPS)
-    dtype = str(next(iter(work.subject.tensors.values())).dtype).removeprefix("torch.")
-    return work, [precision_note(dtype, refusal)]
+        bench, judgements, more = _answer(plain, directions, seed, tolerance, replay, COARSE_STEPS)
+    dtype = str(next(iter(bench.subject.tensors.values())).dtype).removeprefix("torch.")
+    return bench, judgements, [*more, precision_note(dtype, refusal)]
 
 
-def _work(
-    subject: Subject,
-    directions: int,
-    seed: int,
-    tolerance: float,
-    evaluations: int,
-    replay: bool,
-    steps: Sequence[float],
-) -> Search:
+def _answer(
+    subject: Subject, directions: int, seed: int, tolerance: float, replay: bool, steps: Sequence[float]
+) -> Answer:
     generator = torch.Generator().manual_seed(seed)
     with subject.at_start():
-        start = marks(subject)
-        outputs = subject.run()
+        start, handed = marks(subject), subject.handed()
+        before = values_of(handed)
+        outputs = subject.outputs_for(handed)
         check_unwritten(subject, start)
+        written = {"forward": overwritten(handed, before)}
         _check_finite(outputs)
         asked = [place for place, output in enumerate(outputs) if output.requires_grad] or list(range(len(outputs)))
         upstreams = _upstreams([output.detach() for output in outputs], asked, directions, generator)
         gradients = [_backward(subject, outputs, upstream) for upstream in upstreams]
+        written["backward"] = [name for name in overwritten(handed, before) if name not in written["forward"]]
+        check_unwritten(subject, start)
     centre = check_repeatable(subject, [output.detach() for output in outputs], replay)
-    pulls = pulls_of(subject, upstreams, gradients)
-    work = Search(subject, centre, pulls, generator, tolerance, evaluations - 2)
+    reaches, sizes = reaches_and_sizes(subject, gradients)
+    bench = Bench(subject, centre, upstreams, gradients, reaches, sizes, generator, tolerance, steps)
     # One number has but one weighting; many numbers need but one direction, which every weighting asks anew.
-    search(work, directions if len(upstreams) < directions else 1, steps)
-    return work
+    judgements = judged(bench, directions if len(upstreams) < directions else 1)
+    return bench, judgements, [overwritten_finding(names, during) for during, names in written.items() if names]
 
 
 def _check_finite(outputs: Sequence[Tensor]) -> None:
@@ -200,20 +195,20 @@ def _untold(reason: str) -> ProbeResult:
     return ProbeResult(PROBE, None, "The gradients could not be compared with finite differences.", reason=reason)
 
 
-def _result(work: Search, notes: Sequence[Finding], evaluations: int) -> ProbeResult:
-    judged = work.judged
-    found = findings(judged)
-    open_ones = [name for name, judgement in judged.items() if judgement.kind == UNRESOLVED]
-    ok = False if found else None if open_ones else True
-    measures = _measures(work, evaluations)
+def _result(bench: Bench, judgements: Mapping[str, Judgement], others: Sequence[Finding]) -> ProbeResult:
+    found = findings(judgements)
+    open_ones = [name for name, judgement in judgements.items() if judgement.kind == UNRESOLVED]
+    faulty = found or any(finding.severity == "fault" for finding in others)
+    ok = False if faulty else None if open_ones else True
+    measures = _measures(bench, judgements)
     return ProbeResult(
         probe=PROBE,
         ok=ok,
-        headline=_headline(judged, measures),
-        findings=(*found, *notes),
+        headline=_headline(judgements, measures) + (" An input is overwritten." if faulty and not found else ""),
+        findings=(*found, *others),
         columns=COLUMNS,
-        rows=_rows(work),
-        bars=_bars(judged),
+        rows=_rows(bench, judgements),
+        bars=_bars(judgements),
         bar_unit="difference between gradient and finite difference, % of the larger",
         measures=measures,
         reason=_reason(open_ones) if ok is None else "",
@@ -228,43 +223,43 @@ def _reason(names: Sequence[str]) -> str:
     )
 
 
-def _measures(work: Search, evaluations: int) -> dict[str, Any]:
-    judged = work.judged
-    smallest = [judgement.smallest for judgement in judged.values() if judgement.smallest is not None]
+def _measures(bench: Bench, judgements: Mapping[str, Judgement]) -> dict[str, Any]:
+    smallest = [judgement.smallest for judgement in judgements.values() if judgement.smallest is not None]
     return {
-        "tensors": len(judged),
-        "wrong": sum(judgement.kind in WRONG for judgement in judged.values()),
-        "answers": {name: judgement.kind for name, judgement in judged.items()},
-        "factors": {name: judgement.factor for name, judgement in judged.items() if judgement.factor is not None},
+        "tensors": len(judgements),
+        "wrong": sum(judgement.kind in WRONG for judgement in judgements.values()),
+        "answers": {name: judgement.kind for name, judgement in judgements.items()},
+        "factors": {name: judgement.factor for name, judgement in judgements.items() if judgement.factor is not None},
         "smallest_error_seen": max(smallest, default=None),
-        "evaluations": evaluations - work.left,
-        "backward_passes": len(work.pulls.upstreams),
-        "step": work.step,
+        "backward_passes": len(bench.upstreams),
     }
 
 
-def _headline(judged: Mapping[str, Judgement], measures: Mapping[str, Any]) -> str:
+def _headline(judgements: Mapping[str, Judgement], measures: Mapping[str, Any]) -> str:
+    count, kinds = len(judgements), list(measures["answers"].values())
+    unseen = kinds.count(UNRESOLVED) + kinds.count(FAINT)
+    left = f"; {unseen} could not be judged" if unseen else ""
     if measures["wrong"]:
-        suspects = sum(judgement.kind == SUSPECT for judgement in judged.values())
-        doubt = f", among them {suspects} of which at least one does" if suspects else ""
-        return f"{measures['wrong']} of {len(judged)} gradients disagree with finite differences{doubt}."
+        return f"{measures['wrong']} of {count} gradients disagree with finite differences{left}."
     smallest = measures["smallest_error_seen"]
-    seen = "" if smallest is None else f"; an error of {100 * smallest:.2g} % in any of them would have been seen"
-    return f"No gradient of {len(judged)} was found to disagree with finite differences{seen}."
+    others = "the others" if unseen else "any of them"
+    seen = "" if smallest is None else f"; an error of {100 * smallest:.2g} % in {others} would have been seen"
+    return f"No gradient of {count} was found to disagree with finite differences{left}{seen}."
 
 
-def _rows(work: Search) -> tuple[tuple[Any, ...], ...]:
-    names = sorted(work.judged, key=lambda name: ORDER.index(work.judged[name].kind))
+def _rows(bench: Bench, judgements: Mapping[str, Judgement]) -> tuple[tuple[Any, ...], ...]:
+    worst_first = sorted(judgements.items(), key=lambda entry: ORDER.index(entry[1].kind))
+    tensors = bench.subject.tensors
     return tuple(
         (
             name,
-            work.subject.tensors[name].numel(),
-            work.judged[name].kind,
-            work.judged[name].factor,
-            _hundredfold(work.judged[name].difference),
-            _hundredfold(work.judged[name].smallest),
+            tensors[name].numel(),
+            each.kind,
+            each.factor,
+            _hundredfold(each.difference),
+            _hundredfold(each.smallest),
         )
-        for name in names
+        for name, each in worst_first
     )
 
 
@@ -272,6 +267,6 @@ def _hundredfold(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _bars(judged: Mapping[str, Judgement]) -> tuple[Bar, ...]:
-    names = sorted(judged, key=lambda name: ORDER.index(judged[name].kind))[:BARS]
-    return tuple(Bar(name, 100 * (judged[name].difference or 0.0), judged[name].kind in WRONG) for name in names)
+def _bars(judgements: Mapping[str, Judgement]) -> tuple[Bar, ...]:
+    worst_first = sorted(judgements.items(), key=lambda entry: ORDER.index(entry[1].kind))[:BARS]
+    return tuple(Bar(name, 100 * (each.difference or 0.0), each.kind in WRONG) for name, each in worst_first)

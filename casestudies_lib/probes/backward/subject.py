@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 
+from casestudies_lib.probes.copies import CastsInDouble, double_by_default
 from casestudies_lib.probes.guard import left_as_found
 from casestudies_lib.probes.inputs import kind_of
 from casestudies_lib.probes.result import ProbeInputError
@@ -74,10 +75,14 @@ class Subject:
             # Into memory that is there already: fetching fresh pages costs more than the sum.
             parameter.data = torch.add(parameter.data, moves[name], alpha=step, out=self.scratch[name])
         moved = {id(self.inputs[name]): step * moves[name] for name in moves.keys() & self.inputs.keys()}
-        handed = tree_map(lambda leaf: _handed(leaf, moved), self.arguments)
-        return outputs_of(self._called(handed))
+        return self.outputs_for(tree_map(lambda leaf: _handed(leaf, moved), self.arguments))
 
-    def _called(self, handed: Sequence[Any]) -> Any:
+    def outputs_for(self, handed: Sequence[Any]) -> list[Tensor]:
+        """Return the outputs for some arguments.
+
+        Raises:
+            CannotTell: the function has changed one of them in place.
+        """
         versions = [(leaf, leaf._version) for leaf in tree_leaves(handed) if isinstance(leaf, Tensor)]
         returned = self.call(*handed)
         for leaf, version in versions:
@@ -86,7 +91,11 @@ class Subject:
                     f"the function changes an input of shape {tuple(leaf.shape)} in place, so that its point moves "
                     "while it is measured; let it work on input.clone()"
                 )
-        return returned
+        return outputs_of(returned)
+
+    def handed(self) -> list[Any]:
+        """Return copies of the arguments that are no leaves, as a function meets its inputs inside a network."""
+        return tree_map(lambda leaf: _handed(leaf, {}), self.arguments)
 
 
 def subject_of(function: object, inputs: object, parameters: object) -> Subject:
@@ -111,8 +120,16 @@ def subject_of(function: object, inputs: object, parameters: object) -> Subject:
 
 @contextmanager
 def in_precision(subject: Subject, dtype: torch.dtype | None) -> Iterator[Subject]:
-    """Hand out the same subject over copies of its inputs, everything cast to `dtype` (None: as it is) meanwhile."""
-    with left_as_found(subject.holder), torch.inference_mode(False), torch.enable_grad():
+    """Hand out the same subject over copies of its inputs, everything cast to `dtype` (None: as it is) meanwhile.
+
+    In float64, what the function casts to float32 itself, such as the scores of a softmax, stays in float64 too.
+    """
+    with ExitStack() as stack:
+        for context in (left_as_found(subject.holder), torch.inference_mode(False), torch.enable_grad()):
+            stack.enter_context(context)
+        if dtype is torch.float64:
+            stack.enter_context(double_by_default())
+            stack.enter_context(CastsInDouble())
         for tensor in _floating(subject.holder) if dtype else ():
             # A gradient must have its tensor's type; the guard brings the old one back.
             tensor.grad = None
@@ -181,6 +198,20 @@ def check_unwritten(subject: Subject, start: Mapping[str, tuple[float, float]]) 
             raise CannotTell(f"the function changes {name} in place while it runs; take that out of the forward pass")
 
 
+def values_of(handed: Sequence[Any]) -> dict[str, Tensor]:
+    """Return copies of the tensors among some arguments, by name."""
+    return {name: leaf.detach().clone() for name, leaf in _tensors(handed).items()}
+
+
+def overwritten(handed: Sequence[Any], before: Mapping[str, Tensor]) -> list[str]:
+    """Return the tensors among some arguments that have other values than before, by name."""
+    return [name for name, leaf in _tensors(handed).items() if not _equal(leaf.detach(), before[name])]
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return bool(((first == second) | ((first != first) & (second != second))).all())
+
+
 def marks(subject: Subject) -> dict[str, tuple[float, float]]:
     """Return sum and norm of every parameter: cheaper to keep than a copy, and one of them moves with any change."""
     held = {name: tensor.data for name, tensor in subject.parameters.items()}
@@ -220,9 +251,12 @@ def _held(call: Callable[..., Any], parameters: object) -> tuple[nn.Module, dict
 
 
 def _asking(arguments: Sequence[Any]) -> dict[str, Tensor]:
+    return {name: leaf for name, leaf in _tensors(arguments).items() if leaf.requires_grad and leaf.numel()}
+
+
+def _tensors(arguments: Sequence[Any]) -> dict[str, Tensor]:
     flat, _ = tree_flatten_with_path(list(arguments))
-    tensors = [(path, leaf) for path, leaf in flat if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel()]
-    return {f"input {path[0].idx}{keystr(path[1:])}": leaf for path, leaf in tensors}
+    return {f"input {path[0].idx}{keystr(path[1:])}": leaf for path, leaf in flat if isinstance(leaf, Tensor)}
 
 
 def _private(leaf: Any, dtype: torch.dtype | None) -> Any:
@@ -258,10 +292,6 @@ class Slope:
     doubts: Tensor
     noise: Tensor
     bend: Tensor
-
-    def minus(self, part: "Slope") -> "Slope":
-        """Return the derivative along what is left of the direction without a part."""
-        return Slope(self.values - part.values, self.doubts + part.doubts, self.noise, self.bend)
 
 
 def profile(subject: Subject, centre: Sequence[Tensor], moves: Mapping[str, Tensor]) -> Profile:

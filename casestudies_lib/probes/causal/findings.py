@@ -6,12 +6,15 @@ from casestudies_lib.probes.causal.passes import Difference
 from casestudies_lib.probes.result import SEVERITIES, Finding, shown
 
 CHAPTER = "mixing_gates"
-FUTURE, EARLIER, ROWS = "future tokens", "the batch before", "other rows of the batch"
+FUTURE, DOCUMENTS = "future tokens", "other documents"
+EARLIER, ROWS = "the batch before", "other rows of the batch"
 GIVEN, JITTERED = "as given", "jittered"
 
 _MEANING = {
     FUTURE: "Part of the answer is in view when it is scored: the loss is too good, and generation, which has no "
     "future to look at, will not reach it.",
+    DOCUMENTS: "Documents that only share a row read each other: training sees contexts that no use will have, and the "
+    "same text scores differently beside another.",
     EARLIER: "State is carried from call to call, so the same text scores differently after another batch: results "
     "depend on order and batch size, and evaluation sees remains of training.",
     ROWS: "One sequence's output depends on its neighbours in the batch, so it changes with batch size and order, and "
@@ -20,6 +23,8 @@ _MEANING = {
 _WHAT_TO_DO = {
     FUTURE: "Look for a missing or misplaced mask (a term added or transposed after masking), a mean or a "
     "normalisation over positions, a convolution padded on both sides, a top-k over tokens.",
+    DOCUMENTS: "Look for a mask that is causal alone, lengths or positions that one path ignores (that of a fused "
+    "kernel), or a recurrent state that is not reset where a document begins.",
     EARLIER: "Look for attributes or buffers that forward() writes and reads; compute them from this batch, or "
     "reset them. A memory that is meant to last must be reset where texts change.",
     ROWS: "Look for batch statistics (BatchNorm in training mode), a mean over the batch, or a swapped batch axis.",
@@ -32,7 +37,7 @@ class Look:
 
     Attributes:
         weights: as given, or jittered.
-        question: future tokens, the batch before, or other rows.
+        question: future tokens, other documents, the batch before, or other rows.
         changed: what was replaced, in words.
         cut: the first replaced position; None if none was.
         difference: of outputs that the change should not reach.
@@ -48,7 +53,7 @@ class Look:
 def findings(looks: list[Look], rounding: float, exact: bool) -> list[Finding]:
     """Return all findings, the worst first; `exact` says whether all was computed in double precision."""
     found = []
-    for question in (FUTURE, EARLIER, ROWS):
+    for question in (FUTURE, DOCUMENTS, EARLIER, ROWS):
         asked = [look for look in looks if look.question == question]
         given = [look for look in asked if look.weights == GIVEN and look.difference.largest > rounding]
         hidden = [look for look in asked if look.weights == JITTERED and look.difference.largest > rounding]
@@ -82,7 +87,12 @@ def _leak(question: str, looks: list[Look], silent: bool) -> Finding:
 
 def _reach(looks: list[Look]) -> str:
     ahead = [look.cut - look.difference.places[0] for look in looks if look.cut is not None]
-    return f"; an output sees at least {max(ahead)} positions ahead" if ahead else ""
+    if not ahead:
+        return ""
+    if max(ahead) > 0:
+        return f"; an output sees at least {max(ahead)} positions ahead"
+    place = f"{-max(ahead)} positions before it" if max(ahead) else "of its own position"
+    return f"; an output sees the input {place}"
 
 
 def _rounding_note(looks: list[Look], exact: bool) -> Finding:

@@ -140,12 +140,12 @@ def prepare(module: nn.Module, call: Callable[[nn.Module, Tensor], Any], axes: A
     return passes
 
 
-def compare(base: Tensor, other: Tensor, places: slice, by_row: bool = False) -> Difference:
-    """Return how far the chosen positions (or rows, on the second axis) of two outputs are apart."""
+def compare(base: Tensor, other: Tensor, places: slice | Tensor, by_row: bool = False) -> Difference:
+    """Return how far two outputs are apart at some positions, tokens (by a mask), or rows (on the second axis)."""
     scale = base[base.isfinite()].double().square().mean().sqrt().item()
     if by_row:
         base, other = base.movedim(1, 0), other.movedim(1, 0)
-    base, other = base[places].flatten(1).double(), other[places].flatten(1).double()
+    base, other = (each[places].unsqueeze(-1).flatten(1).double() for each in (base, other))
     same = (base == other) | (base.isnan() & other.isnan())
     gaps = torch.where(same, 0.0, (base - other).abs()).nan_to_num(nan=torch.inf).amax(1)
     return Difference(

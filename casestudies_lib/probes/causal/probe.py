@@ -1,4 +1,4 @@
-"""Does a past output of a sequence model change with a future token, an earlier batch, or another row?"""
+"""Does a past output of a sequence model change with a future token, another document, an earlier batch or row?"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,22 +8,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from casestudies_lib.probes.causal.findings import EARLIER, FUTURE, GIVEN, JITTERED, ROWS, Look, findings
+from casestudies_lib.probes.causal.findings import DOCUMENTS, EARLIER, FUTURE, GIVEN, JITTERED, ROWS, Look, findings
 from casestudies_lib.probes.causal.passes import Axes, Difference, Passes, compare, prepare
 from casestudies_lib.probes.guard import left_as_found, random_left_as_found
 from casestudies_lib.probes.inputs import check_module, kind_of
 from casestudies_lib.probes.result import Bar, ProbeInputError, ProbeResult, shown
 
+MOST_DOCUMENTS = 8
 COLUMNS = ("weights", "changed", "outputs compared", "largest difference, relative", "outputs moved", "answer")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The tokens, and the positions from which they are replaced."""
+    """What is replaced.
+
+    Attributes:
+        tokens: as given.
+        cuts: the positions from which tokens are replaced.
+        axes: of the tokens.
+        lag: how far an output must lie behind an input that it may see, positions.
+        documents: the document number of every token, (positions, rows); without rows, (positions,); or None.
+    """
 
     tokens: Tensor
     cuts: tuple[int, ...]
     axes: Axes
+    lag: int
+    documents: Tensor | None
+
+    @property
+    def numbers(self) -> list[int]:
+        """Return the documents that are replaced, at most so many, spread over all."""
+        if self.documents is None:
+            return []
+        found = [number for number in self.documents.unique().tolist() if number >= 0]
+        return found[:: math.ceil(len(found) / MOST_DOCUMENTS)]
+
+    def changed_document(self, number: int) -> Tensor:
+        """Return the tokens with those of one document replaced."""
+        chosen = self.documents == number
+        for axis in range(self.tokens.dim()):
+            if axis not in (self.axes.position, self.axes.batch):
+                chosen = chosen.unsqueeze(-1)
+        order = [self.axes.position, *([] if self.axes.batch is None else [self.axes.batch])]
+        return torch.where(chosen.movedim(tuple(range(len(order))), order), _other(self.tokens, number), self.tokens)
 
     def changed_from(self, cut: int) -> Tensor:
         """Return the tokens with everything from this position on replaced."""
@@ -49,9 +77,11 @@ def causality(
     output_axis: int | None = None,
     batch_axis: int | None = 0,
     cuts: Sequence[int] | None = None,
+    lag: int = 0,
+    documents: Tensor | None = None,
     jitter: float = 1.0,
 ) -> ProbeResult:
-    """Find out whether past outputs depend on future tokens, on the batch before, or on the other rows of the batch.
+    """Find out whether outputs depend on future tokens, other documents, the batch before, or other rows of the batch.
 
     The tokens from some position on are replaced, and the outputs before it compared with those for the tokens as
     given; a causal model gives the very same numbers. Likewise the outputs after one batch and after another, and the
@@ -64,7 +94,8 @@ def causality(
     suspect one. Differences that rounding may explain are notes in double
     precision; where the model insists on a lower one, they leave `ok` at None.
 
-    The model stays as it was, also after an error. Cost: about 17 forward passes, and a copy of the model.
+    The model stays as it was, also after an error. Cost: about 17 forward passes, one more a document (eight at most),
+    and a copy of the model.
 
     Args:
         model: the sequence model, in the mode (train or eval) you ask about.
@@ -76,6 +107,12 @@ def causality(
         output_axis: the axis of the output that does; None takes the same.
         batch_axis: the axis that counts rows, in both; None if there is none.
         cuts: first replaced positions, from 1 on; None takes the second, the last, and five between.
+        lag: output t may see inputs up to position t - lag, and none after. 0 is a language model, whose output t
+            predicts the token after t; 1 is for an input that holds the answer at its own position, such as the
+            responses in knowledge tracing (give the questions by `call`); -3 allows three positions of look-ahead.
+        documents: whole numbers, (positions,) or (rows, positions): to which of several documents, packed one after
+            the other, a token belongs; an output must not see another document's. Negative numbers are padding. Hand
+            the model what keeps its documents apart (positions, mask, lengths) by `call`.
         jitter: noise on the trainable weights in the second look, relative; 0 leaves it out.
 
     Returns:
@@ -90,11 +127,13 @@ def causality(
     check_module(model)
     axes = _checked_axes(tokens, position_axis, output_axis, batch_axis)
     _check_number_from_zero("jitter", jitter)
+    _check_lag(lag, tokens.shape[axes.position])
+    numbered = _checked_documents(documents, tokens, axes)
     if call is not None and not callable(call):
         raise ProbeInputError(f"call is {kind_of(call)}; give a function of (module, tokens), or None")
     with left_as_found(model), random_left_as_found():
         tokens = tokens.detach()
-        asked = Asked(tokens, _checked_cuts(cuts, tokens.shape[axes.position]), axes)
+        asked = Asked(tokens, _checked_cuts(cuts, lag, tokens.shape[axes.position]), axes, lag, numbered)
         passes = prepare(model, call or (lambda module, values: module(values)), axes, tokens)
         again = passes.run([tokens, tokens])
         if reason := _random(passes, asked, again[0]):
@@ -132,13 +171,40 @@ def _check_number_from_zero(name: str, value: object) -> None:
         raise ProbeInputError(f"{name} is {value!r}; give a number, 0 or more")
 
 
-def _checked_cuts(cuts: Sequence[int] | None, length: int) -> tuple[int, ...]:
+def _check_lag(lag: object, length: int) -> None:
+    if isinstance(lag, bool) or not isinstance(lag, int) or not 1 - length < lag < length:
+        raise ProbeInputError(
+            f"lag is {lag!r}; give a whole number from {2 - length} to {length - 1}, for there are {length} positions"
+        )
+
+
+def _checked_documents(documents: object, tokens: Tensor, axes: Axes) -> Tensor | None:
+    """Return the document numbers, positions first and rows second."""
+    if documents is None:
+        return None
+    shape = [1 if axes.batch is None else tokens.shape[axes.batch], tokens.shape[axes.position]]
+    whole = isinstance(documents, Tensor) and not documents.is_floating_point() and not documents.is_complex()
+    if not whole or list(documents.shape) not in (shape, shape[1:]):
+        what = f"of type {documents.dtype} and shape {tuple(documents.shape)}" if isinstance(documents, Tensor) else ""
+        raise ProbeInputError(
+            f"documents is {kind_of(documents)} {what}; give a tensor of whole numbers, ({shape[1]},) or "
+            f"({shape[0]}, {shape[1]}): one document number a token"
+        )
+    if len(documents[documents >= 0].unique()) < 2:
+        raise ProbeInputError("documents holds fewer than 2 documents; give a batch that packs several, or None")
+    numbered = documents.expand(shape).mT
+    return numbered[:, 0] if axes.batch is None else numbered
+
+
+def _checked_cuts(cuts: Sequence[int] | None, lag: int, length: int) -> tuple[int, ...]:
+    # Some output must have to stay as it is.
+    first = max(0, 1 - lag)
     if cuts is None:
-        return tuple(sorted({1, *(max(length * part // 6, 1) for part in range(1, 6)), length - 1}))
+        return tuple(sorted({first, *(max(length * part // 6, first) for part in range(1, 6)), length - 1}))
     listed = list(cuts) if isinstance(cuts, Sequence) and not isinstance(cuts, str) else [cuts]
-    bad = [cut for cut in listed if isinstance(cut, bool) or not isinstance(cut, int) or not 0 < cut < length]
+    bad = [cut for cut in listed if isinstance(cut, bool) or not isinstance(cut, int) or not first <= cut < length]
     if bad or not listed:
-        raise ProbeInputError(f"cuts is {cuts!r}; give positions from 1 to {length - 1}, such as [{length // 2}]")
+        raise ProbeInputError(f"cuts is {cuts!r}; give positions from {first} to {length - 1}, such as [{length // 2}]")
     return tuple(sorted(set(listed)))
 
 
@@ -185,9 +251,13 @@ def _looks(passes: Passes, asked: Asked, again: list[Tensor], weights: str, all_
     first, after = passes.run([asked.changed_from(cuts[0]), asked.tokens])
     outputs = [first, *(passes.run([asked.changed_from(cut)])[0] for cut in cuts[1:])]
     found = [
-        Look(weights, FUTURE, f"tokens {cut}–{length - 1}", cut, compare(base, out, slice(cut)))
+        Look(weights, FUTURE, f"tokens {cut}–{length - 1}", cut, compare(base, out, slice(cut + asked.lag)))
         for cut, out in zip(cuts, outputs)
     ]
+    for number in asked.numbers if all_cuts else asked.numbers[:1]:
+        out = passes.run([asked.changed_document(number)])[0]
+        others = (asked.documents >= 0) & (asked.documents != number)
+        found.append(Look(weights, DOCUMENTS, f"document {number}", None, compare(base, out, others)))
     found.append(Look(weights, EARLIER, "the batch before", None, compare(again[1], after, slice(None))))
     if all_cuts and asked.axes.batch is not None and asked.tokens.shape[asked.axes.batch] > 1:
         beside = passes.run([asked.changed_rows()])[0]
@@ -263,6 +333,7 @@ def _measures(passes: Passes, asked: Asked, looks: list[Look]) -> dict[str, Any]
 
     return {
         "future": largest(FUTURE, GIVEN),
+        "documents": largest(DOCUMENTS, GIVEN),
         "earlier_batch": largest(EARLIER, GIVEN),
         "rows": largest(ROWS, GIVEN),
         "future_jittered": largest(FUTURE, JITTERED),

@@ -1,18 +1,20 @@
 """Which parameters does a loss leave idle, do they still move, and what do they cost?"""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from casestudies_lib.probes.copies import simulate, state_bytes
 from casestudies_lib.probes.guard import random_left_as_found
 from casestudies_lib.probes.idle.findings import (
     BROKEN,
+    FAINT,
     LEARNS,
     ONLY_HERE,
     OUTSIDE,
@@ -23,10 +25,13 @@ from casestudies_lib.probes.idle.findings import (
     Motion,
     findings,
     flops,
+    not_held,
+    silent,
 )
-from casestudies_lib.probes.inputs import Loss, check_loss, check_module, check_optimiser, check_whole_number
+from casestudies_lib.probes.inputs import Loss, check_loss, check_module, check_whole_number, optimisers_of
 from casestudies_lib.probes.passes import Signal, WorkRecorder, jittered_signals, signals
 from casestudies_lib.probes.result import Bar, ProbeInputError, ProbeResult, percent
+from casestudies_lib.probes.unlisted import unlisted_parameters
 
 COLUMNS = (
     "parameter",
@@ -38,14 +43,15 @@ COLUMNS = (
     "optimiser state, bytes",
 )
 FROZEN = "frozen"
-_ORDER = (ZERO, OUTSIDE, UNUSED, BROKEN, UNKNOWN, ONLY_HERE, LEARNS, FROZEN)
+UNLISTED = "learns, in no parameters()"
+_ORDER = (ZERO, OUTSIDE, UNUSED, FAINT, BROKEN, UNKNOWN, ONLY_HERE, LEARNS, FROZEN)
 
 
 def idle_parameters(
     module: nn.Module,
     loss: Loss,
     batch: Any,
-    optimiser: Optimizer | None = None,
+    optimiser: Optimizer | Sequence[Optimizer] | None = None,
     *,
     further_batches: Iterable[Any] = (),
     passes: int = 4,
@@ -58,7 +64,11 @@ def idle_parameters(
     is jittered (which wakes what a zero initialisation or a unit that is off had silenced) and on the further batches.
     What wakes up is a note; what could not be tried leaves `ok` at None. No finite trial shows that no batch at all
     would wake a parameter: give `further_batches` if your model chooses its path by the data, or if a batch may lack
-    a task.
+    a task. A module whose gradients are all below rounding next to the largest counts as taught nothing, too.
+
+    A parameter that the loss reaches and no optimiser holds is a fault. It is searched for in the loss's graph, and so
+    also found where `module.parameters()` does not list it: in a plain list, a dictionary or a closure. Frozen modules
+    on the loss's path are listed in a note.
 
     FLOPs are those of matrix products, convolutions, attention and recurrent layers, in the first pass; an operation
     counts as idle if no non-zero gradient comes back through it. A penalty on all weights gives every one of them a
@@ -75,15 +85,17 @@ def idle_parameters(
         module: the model, in the mode (train or eval) you ask about.
         loss: called as `loss(module, batch)`; returns one finite number that depends on the parameters.
         batch: whatever your loss takes.
-        optimiser: the one that trains the module, built over its parameters; None leaves movement unknown.
+        optimiser: the one that trains the module, or a list of all that do; they may hold more, such as a criterion's
+            parameters. None leaves movement unknown, and what is held.
         further_batches: more batches, a DataLoader for instance; read only as far as needed.
         passes: most forward-backward passes to spend; the second is the jittered one.
         steps: simulated optimiser steps, at the present learning rate.
         jitter: noise on the weights of the second pass, in units of each tensor's root mean square.
 
     Returns:
-        A result whose `ok` is True if every trainable parameter learns, False if one is idle (or has a gradient that is
-        not finite), None if that cannot be told. `measures` holds the totals: numbers of values, FLOPs, bytes.
+        A result whose `ok` is True if every trainable parameter learns, False if one is idle, is outside the optimiser
+        or has a gradient that is not finite, None if that cannot be told. `measures` holds the totals: numbers of
+        values, FLOPs, bytes.
 
     Raises:
         ProbeInputError: names the argument, what came and what to give.
@@ -92,7 +104,7 @@ def idle_parameters(
     """
     check_module(module)
     check_loss(loss)
-    check_optimiser(module, optimiser)
+    optimisers = optimisers_of(optimiser)
     check_whole_number("passes", passes, 1)
     check_whole_number("steps", steps, 1)
     _check_jitter(jitter)
@@ -103,7 +115,7 @@ def idle_parameters(
     with random_left_as_found():
         further = islice(_iterable(further_batches), max(passes - 2, 0))
         look = _look(module, loss, batch, further, trainable, jitter if passes > 1 else None)
-        motion = _motion(module, optimiser, look, steps)
+        motion = _motion(optimisers, look, steps)
     return _result(module, look, motion)
 
 
@@ -128,56 +140,72 @@ def _look(
     jitter: float | None,
 ) -> Look:
     """Look at the loss from several sides, until nothing is asleep or nothing is left to try."""
-    recorder = WorkRecorder(module, trainable)
+    recorder = WorkRecorder(module, dict(module.named_parameters()))
     first = signals(module, loss, batch, trainable, recorder)
-    asleep = {name for name, signal in first.items() if signal.finite and not signal.size}
+    asleep = silent(module, trainable, first)
     woken, tried, others = set(), [], 0
     if asleep and jitter is not None:
         seen = jittered_signals(module, loss, batch, trainable, jitter)
         tried += [] if seen is None else ["with all weights jittered"]
-        woken |= {name for name in asleep if seen is not None and seen[name].teaches}
+        # A gradient that jitter makes infinite tells nothing.
+        woken |= {name for name in asleep - silent(module, trainable, seen) if seen[name].finite} if seen else set()
     for other in further if asleep - woken else ():
-        seen = signals(module, loss, other, trainable)
+        woken |= asleep - silent(module, trainable, signals(module, loss, other, trainable))
         others += 1
-        woken |= {name for name in asleep if seen[name].size or not seen[name].finite}
         if not asleep - woken:
             break
     tried += [f"on {others} more batch{'es' * (others > 1)}"] if others else []
-    kinds = {name: _kind(name, signal, name in woken, bool(tried), recorder) for name, signal in first.items()}
-    return Look(dict(trainable), kinds, first, recorder, " and ".join(["on this batch", *tried]))
+    kinds = {
+        name: _kind(signal, name in recorder.read, name in asleep, name in woken, bool(tried))
+        for name, signal in first.items()
+    }
+    unlisted = _unlisted(module, loss, batch, recorder)
+    return Look(dict(trainable), kinds, first, recorder, " and ".join(["on this batch", *tried]), unlisted)
 
 
-def _kind(name: str, signal: Signal, woken: bool, tried: bool, recorder: WorkRecorder) -> str:
+def _kind(signal: Signal, used: bool, asleep: bool, woken: bool, tried: bool) -> str:
     if not signal.finite:
         return BROKEN
-    if signal.size:
+    if not asleep:
         return LEARNS
     if woken:
         return ONLY_HERE
     if not tried:
         return UNKNOWN
     if signal.exists:
-        return ZERO
-    return OUTSIDE if name in recorder.read else UNUSED
+        return FAINT if signal.size else ZERO
+    return OUTSIDE if used else UNUSED
 
 
-def _motion(module: nn.Module, optimiser: Optimizer | None, look: Look, steps: int) -> Motion:
-    if optimiser is None:
-        return Motion(None, frozenset(), {}, steps, "no optimiser was given")
-    held = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
-    names = frozenset(name for name, parameter in module.named_parameters() if id(parameter) in held)
+def _unlisted(module: nn.Module, loss: Loss, batch: Any, recorder: WorkRecorder) -> dict[str, Tensor]:
+    """Return the parameters that the loss's graph ends in and the module does not list, by name."""
+    skipped = {id(tensor) for tensor in [*module.parameters(), *tree_leaves(batch)] if isinstance(tensor, Tensor)}
+    ends = {id(leaf): leaf for leaf in recorder.leaves if id(leaf) not in skipped}
+    named = unlisted_parameters(module, loss).items()
+    found = {name: ends.pop(id(tensor)) for name, tensor in named if id(tensor) in ends}
+    # Other plain tensors with requires_grad may be inputs that a penalty needs the gradient of.
+    unnamed = [leaf for leaf in ends.values() if isinstance(leaf, nn.Parameter)]
+    return found | {f"parameter {n} of shape {tuple(p.shape)} outside the module": p for n, p in enumerate(unnamed, 1)}
+
+
+def _motion(optimisers: list[Optimizer], look: Look, steps: int) -> Motion:
+    held = frozenset(id(p) for optimiser in optimisers for group in optimiser.param_groups for p in group["params"])
+    if not optimisers:
+        return Motion((), held, {}, steps, "no optimiser was given")
     gradients = {
-        look.parameters[name]: torch.zeros_like(look.parameters[name]) if look.kinds[name] == ZERO else None
+        look.parameters[name]: torch.zeros_like(look.parameters[name]) if look.signals[name].exists else None
         for name in look.idle
     }
-    try:
-        moved = simulate(optimiser, gradients, steps)
-    except Exception as error:
-        # An optimiser of the reader's own may want a closure, or attributes that no copy has.
-        unknown = f"a copy of {type(optimiser).__name__} could not step ({type(error).__name__}: {error})"
-        return Motion(optimiser, names, {}, steps, unknown)
+    moved = {}
+    for optimiser in optimisers:
+        try:
+            moved |= simulate(optimiser, gradients, steps)
+        except Exception as error:
+            # An optimiser of the reader's own may want a closure, or attributes that no copy has.
+            unknown = f"a copy of {type(optimiser).__name__} could not step ({type(error).__name__}: {error})"
+            return Motion(tuple(optimisers), held, {}, steps, unknown)
     by_name = {name: moved[parameter] for name, parameter in look.parameters.items() if parameter in moved}
-    return Motion(optimiser, names, by_name, steps, "")
+    return Motion(tuple(optimisers), held, by_name, steps, "")
 
 
 def _result(module: nn.Module, look: Look, motion: Motion) -> ProbeResult:
@@ -208,6 +236,7 @@ def _measures(look: Look, motion: Motion) -> dict[str, int | None]:
         "tensors": len(look.parameters),
         "idle_values": look.values(look.idle),
         "values": look.values(look.parameters),
+        "outside_tensors": len(not_held(look, motion)) if motion.optimisers else None,
         "idle_forward_flops": flops(works, backward=False, without_signal_in=recorder),
         "forward_flops": flops(works, backward=False),
         "idle_backward_flops": flops(works, backward=True, without_signal_in=recorder),
@@ -220,9 +249,11 @@ def _measures(look: Look, motion: Motion) -> dict[str, int | None]:
 
 def _headline(measures: Mapping[str, int | None], unknown: int, motion: Motion) -> str:
     idle, tensors = measures["idle_tensors"], measures["tensors"]
+    outside = measures["outside_tensors"]
+    missed = f"; the loss reaches {outside} that no optimiser holds" if outside else ""
     if not idle:
         doubt = f"; {unknown} could not be told" if unknown else ""
-        return f"No idle parameter was found among {tensors} trainable tensors{doubt}."
+        return f"No idle parameter was found among {tensors} trainable tensors{doubt}{missed}."
     work = percent(
         measures["idle_forward_flops"] + measures["idle_backward_flops"],
         measures["forward_flops"] + measures["backward_flops"],
@@ -230,7 +261,7 @@ def _headline(measures: Mapping[str, int | None], unknown: int, motion: Motion) 
     share = percent(measures["idle_values"], measures["values"])
     return (
         f"{idle} of {tensors} trainable tensors ({share} of the values) are idle; {_movement(measures, motion)}; "
-        f"{work} of the FLOPs teach nothing."
+        f"{work} of the FLOPs teach nothing{missed}."
     )
 
 
@@ -248,19 +279,19 @@ def _rows(module: nn.Module, look: Look, motion: Motion) -> tuple[tuple[Any, ...
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    listed = [(look.kinds.get(name, FROZEN), name, parameter) for name, parameter in module.named_parameters()]
-    listed.sort(key=lambda entry: _ORDER.index(entry[0]))
+    rows = [(look.kinds.get(name, FROZEN), name, parameter) for name, parameter in module.named_parameters()]
+    rows = [(UNLISTED, *item) for item in look.unlisted.items()] + sorted(rows, key=lambda row: _ORDER.index(row[0]))
     return tuple(
         (
-            " = ".join(names[id(parameter)]),
+            " = ".join(names.get(id(parameter), [name])),
             parameter.numel(),
             kind,
-            name in look.recorder.read if name in look.parameters else None,
-            None if motion.optimiser is None else name in motion.held,
+            kind == UNLISTED or (name in look.recorder.read if name in look.parameters else None),
+            id(parameter) in motion.held if motion.optimisers else None,
             _change(name, motion),
             _state_bytes(name, parameter, motion),
         )
-        for kind, name, parameter in listed
+        for kind, name, parameter in rows
     )
 
 
@@ -275,9 +306,11 @@ def _change(name: str, motion: Motion) -> float | None:
 
 
 def _state_bytes(name: str, parameter: Tensor, motion: Motion) -> int | None:
-    if motion.optimiser is None:
+    if not motion.optimisers:
         return None
-    return motion.moved[name].state_bytes if name in motion.moved else state_bytes(motion.optimiser, parameter)
+    if name in motion.moved:
+        return motion.moved[name].state_bytes
+    return sum(state_bytes(optimiser, parameter) for optimiser in motion.optimisers)
 
 
 def _bars(measures: Mapping[str, int | None]) -> tuple[Bar, ...]:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from casestudies_lib.probes.guard import left_as_found, random_left_as_found
 from casestudies_lib.probes.inputs import Loss, checked_loss, kind_of
 from casestudies_lib.probes.names import UnknownName, matching
-from casestudies_lib.probes.passes import values_of
+from casestudies_lib.probes.passes import below_rounding, values_of
 from casestudies_lib.probes.result import ProbeInputError
 
 ROUTER_NAMES = ("router", "gate", "gating", "switch")
@@ -94,7 +94,7 @@ def reached(module: nn.Module, loss: Loss, batch: Any, parts: Parts, *, auxiliar
         wanted = [*parameters.values(), *(feeler for _, feeler in feelers)]
         found = torch.autograd.grad(value, wanted, allow_unused=True)
         answer = Reached(
-            {name: None if grad is None else _norm(grad) for name, grad in zip(parameters, found)},
+            _norms(parameters, found),
             means={name: _means(name, kept, parts) for name, kept in outputs.items() if kept},
             ran=ran,
         )
@@ -220,6 +220,14 @@ def _slots(pairs: Sequence[tuple[Tensor, Tensor | None]], axis: int) -> list[flo
 
 def _used(kept: Sequence[tuple[Tensor, Tensor | None]], axis: int) -> list[float]:
     return slot_means([output != 0 for output, _ in kept], axis).tolist() if kept else []
+
+
+def _norms(parameters: Mapping[str, Tensor], gradients: Sequence[Tensor | None]) -> dict[str, float | None]:
+    """Return the gradients' norms by parameter; one that is rounding next to the largest counts as zero."""
+    norms = {name: None if grad is None else _norm(grad) for name, grad in zip(parameters, gradients)}
+    sizes = {name: (norm or 0.0) / math.sqrt(parameters[name].numel()) for name, norm in norms.items()}
+    largest = max((size for size in sizes.values() if math.isfinite(size)), default=0.0)
+    return {name: 0.0 if norm and below_rounding(sizes[name], largest) else norm for name, norm in norms.items()}
 
 
 def _norm(gradient: Tensor) -> float:

@@ -9,7 +9,7 @@ from torch import nn
 
 from casestudies_lib.probes.guard import random_left_as_found
 from casestudies_lib.probes.inputs import Loss, check_loss, check_module, check_whole_number, kind_of
-from casestudies_lib.probes.passes import Signal, jittered_signals
+from casestudies_lib.probes.passes import Signal, below_rounding, jittered_signals
 from casestudies_lib.probes.result import SEVERITIES, Bar, Finding, ProbeInputError, ProbeResult
 from casestudies_lib.probes.routing.findings import (
     AUXILIARY,
@@ -167,7 +167,7 @@ def _surveyed(
         *([f"on {others} more batch{'es' * (others > 1)}"] if others else []),
         *([] if seen is None else ["with all weights jittered"]),
     ]
-    woken = {name for name, own in asleep.items() if seen and any(seen[parameter].teaches for parameter in own)}
+    woken = {name for name, own in asleep.items() if seen and _teaches(seen, own)}
     return Survey(parts, task, extra, frozenset(elsewhere), frozenset(woken), _listed(tries))
 
 
@@ -189,6 +189,11 @@ def _own(name: str, seen: Reached) -> list[str]:
 
 def _taught(seen: Reached, names: Sequence[str]) -> bool:
     return any(seen.parameters[name] for name in names)
+
+
+def _teaches(seen: Mapping[str, Signal], names: Sequence[str]) -> bool:
+    largest = max((signal.size for signal in seen.values() if signal.finite), default=0.0)
+    return any(seen[name].finite and not below_rounding(seen[name].size, largest) for name in names)
 
 
 def _silent_slots(task: Reached) -> bool:

@@ -1,49 +1,37 @@
 """Did anything move since N batches, and did the optimiser step as often as it should?"""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from casestudies_lib.probes.inputs import check_module, check_optimiser, check_whole_number, kind_of
-from casestudies_lib.probes.result import Bar, ProbeInputError, ProbeResult, percent, shown
-from casestudies_lib.probes.steps.evidence import Evidence, relative
-from casestudies_lib.probes.steps.findings import findings
+from casestudies_lib.probes.inputs import check_module, check_whole_number, kind_of, optimisers_of
+from casestudies_lib.probes.result import ProbeInputError, ProbeResult
+from casestudies_lib.probes.steps.answer import answer
+from casestudies_lib.probes.steps.evidence import Evidence, Rate, note_rates
 from casestudies_lib.probes.steps.traces import (
     Averaged,
     Gradients,
-    Move,
-    Rate,
-    Stir,
+    Trail,
     average_move,
     canaries,
     listen,
     moves,
-    note_rates,
     read_counters,
     read_gradients,
     read_start,
     steps_between,
-)
-
-COLUMNS = (
-    "part",
-    "parameter group",
-    "tensors",
-    "tensors that moved",
-    "values",
-    "change, % of norm",
-    "lowest learning rate",
-    "highest learning rate",
+    trainable,
 )
 
 
 def stepping(
     module: nn.Module,
-    optimiser: Optimizer,
+    optimiser: Optimizer | Sequence[Optimizer],
     *,
     accumulation: int,
     scheduler: Any = None,
@@ -67,17 +55,18 @@ def stepping(
     The optimiser's steps are counted by a hook, which leaves when the loop ends or breaks. "Moved" is an exact
     comparison of every value. Nothing of yours is changed, and no random number is drawn.
 
-    Cost: one copy of the trainable parameters (and one of `ema` where it differs from them); every `every` batches two
-    passes over parameters and gradients, below 2 % of the time of training.
+    Cost: one copy of the trainable parameters (and one of `ema` where it differs from them); two passes over parameters
+    and gradients at each sample. Samples are dense at first and `every` batches apart later: below 2 % of the time.
 
     Args:
         module: the model that should move.
-        optimiser: the one that should move it; with several, watch each.
+        optimiser: the one that should move it, or a list of all that do. A trainable parameter that gets a gradient and
+            that none of them holds is a fault.
         accumulation: batches a step, 1 without gradient accumulation.
         scheduler: the learning-rate scheduler, with a `last_epoch` that it counts in.
         ema: averaged weights: an AveragedModel, a module with the same parameter names, or a mapping name to tensor.
         ema_decay: the average's decay a step, such as 0.999.
-        every: batches between two samples of learning rates, gradients and parameters.
+        every: most batches between two samples of learning rates, gradients and parameters.
 
     Returns:
         A watch; its `result()` is the answer.
@@ -88,14 +77,14 @@ def stepping(
     Source: the chapter distillation_loss.
     """
     check_module(module)
-    if optimiser is None:
-        raise ProbeInputError("optimiser is None; give the torch.optim.Optimizer that should move the module")
-    check_optimiser(module, optimiser)
+    optimisers = optimisers_of(optimiser)
+    if not optimisers:
+        raise ProbeInputError(f"optimiser is {optimiser}; give the torch.optim.Optimizer that should move the module")
     check_whole_number("accumulation", accumulation, 1)
     check_whole_number("every", every, 1)
-    _check_scheduler(scheduler, optimiser)
+    scheduler = _checked_scheduler(scheduler, optimisers)
     _check_decay(ema_decay)
-    return Watch(module, optimiser, scheduler, ema, ema_decay, accumulation, every)
+    return Watch(module, optimisers, scheduler, ema, ema_decay, accumulation, every)
 
 
 class Watch:
@@ -104,7 +93,7 @@ class Watch:
     def __init__(
         self,
         module: nn.Module,
-        optimiser: Optimizer,
+        optimisers: list[Optimizer],
         scheduler: Any,
         average: Averaged | None,
         decay: float | None,
@@ -112,20 +101,20 @@ class Watch:
         every: int,
     ):
         """Note where everything stands; see `stepping` for the arguments."""
-        self._module, self._optimiser, self._scheduler = module, optimiser, scheduler
+        self._module, self._optimisers, self._scheduler = module, optimisers, scheduler
         self._average, self._decay = average, decay
         self._accumulation, self._every = accumulation, every
-        self._start = read_start(module, optimiser, scheduler, average)
+        self._start = read_start(module, optimisers, scheduler, average)
         self._rates: list[Rate] = []
-        note_rates(self._rates, optimiser, wait=True)
+        note_rates(self._rates, optimisers, wait=True)
         self._lengths: list[int] = []
         self._unfinished: list[int] = []
-        self._calls: int | None = None
+        self._calls: list[int] | None = None
         self._step_rate: float | None = None
-        self._canaries = canaries(self._start.objects, optimiser)
+        self._canaries = canaries(self._start.objects, optimisers)
         self._looks: list[Gradients] = []
-        self._stir: Stir | None = None
-        self._look_at_next_step = True
+        self._trail: Trail | None = None
+        self._next_sample, self._look_at_next_step = 1, True
         self._depth, self._hooks = 0, ExitStack()
 
     def __call__(self, batches: Iterable[Any]) -> "WatchedBatches":
@@ -157,8 +146,11 @@ class Watch:
             self._epoch()
         self._lengths[-1] += 1
         done = sum(self._lengths)
-        if done == 1 or done % self._every == 0:
+        if self._trail is not None:
+            self._trail.note_frozen(done)
+        if done >= self._next_sample:
             self._sample(done)
+            self._next_sample = done + max(1, min(self._every, done // 8))
 
     def result(self, batches: int | None = None) -> ProbeResult:
         """Return the answer for what has happened so far; ask as often as you like.
@@ -176,23 +168,25 @@ class Watch:
         self._unfinished.append(0)
 
     def _put_hooks(self) -> None:
-        self._calls = self._calls or 0
-        self._stir = self._stir or Stir(self._start.objects)
+        self._calls = self._calls or [0] * len(self._optimisers)
+        self._trail = self._trail or Trail(self._start.objects)
         with ExitStack() as hooks:
-            if "_optimizer_step_post_hooks" in vars(self._optimiser):
-                hooks.callback(self._optimiser.register_step_post_hook(self._stepped).remove)
-            else:
-                # A wrapper that never called Optimizer.__init__ has no hooks; its state may still count.
-                self._calls = None
+            for number, optimiser in enumerate(self._optimisers):
+                if "_optimizer_step_post_hooks" in vars(optimiser):
+                    hooks.callback(optimiser.register_step_post_hook(partial(self._stepped, number)).remove)
+                else:
+                    # A wrapper that never called Optimizer.__init__ has no hooks; its state may still count.
+                    self._calls = None
             for canary in self._canaries:
                 # One that was frozen since takes no hook.
                 if canary.parameter.requires_grad:
                     hooks.callback(listen(canary))
             self._hooks = hooks.pop_all()
 
-    def _stepped(self, *call: object) -> None:
-        self._calls += 1
-        note_rates(self._rates, self._optimiser, wait=False)
+    def _stepped(self, number: int, *call: object) -> None:
+        if self._calls is not None:
+            self._calls[number] += 1
+        note_rates(self._rates, self._optimisers, wait=False)
         rates = [rate.last for rate in self._rates if rate.last is not None]
         self._step_rate = max([*rates, self._step_rate or 0.0]) if rates else self._step_rate
         if self._look_at_next_step:
@@ -200,13 +194,13 @@ class Watch:
             self._looks.append(read_gradients(self._start.objects, sum(self._lengths)))
 
     def _sample(self, batch: int) -> None:
-        note_rates(self._rates, self._optimiser, wait=True)
+        note_rates(self._rates, self._optimisers, wait=True)
         if self._look_at_next_step:
             # No step has come since the last sample, so the gradients are seen only here.
             self._looks.append(read_gradients(self._start.objects, batch))
         self._look_at_next_step = True
-        if self._stir is not None and batch % self._every == 0:
-            self._stir.sample(batch)
+        if self._trail is not None:
+            self._trail.sample(batch)
 
     def _checked(self, batches: int | None) -> list[int] | None:
         """Return the finished batches of each epoch."""
@@ -220,22 +214,25 @@ class Watch:
 
     @torch.no_grad()
     def _evidence(self, lengths: list[int]) -> Evidence:
-        note_rates(self._rates, self._optimiser, wait=True)
-        start, before = self._start, self._start.counters
-        after = read_counters(start.objects, self._optimiser, self._scheduler, self._average)
+        note_rates(self._rates, self._optimisers, wait=True)
+        start, before, trail = self._start, self._start.counters, self._trail
+        after = read_counters(start.objects, self._optimisers, self._scheduler, self._average)
         counted = steps_between(before, after)
-        steps = self._calls or counted
+        steps = max(self._calls or [0]) or counted
         average = None
         if self._average is not None and start.objects:
-            average = average_move(start, self._average, self._decay, after, steps)
+            average = average_move(self._module, start, self._average, self._decay, after, steps)
+        held = {id(p) for optimiser in self._optimisers for group in optimiser.param_groups for p in group["params"]}
+        now = trainable(self._module).items()
         return Evidence(
-            optimiser=type(self._optimiser).__name__,
+            optimiser=" and ".join(dict.fromkeys(type(optimiser).__name__ for optimiser in self._optimisers)),
             accumulation=self._accumulation,
             lengths=tuple(lengths),
             unfinished=sum(self._unfinished),
-            calls=self._calls,
+            calls=None if self._calls is None else tuple(self._calls),
+            owners=tuple(number for number, one in enumerate(self._optimisers) for _ in one.param_groups),
             counted=counted,
-            moves=tuple(moves(self._module, self._optimiser, start)),
+            moves=tuple(moves(self._module, self._optimisers, start)),
             rates=tuple(self._rates),
             step_rate=self._step_rate,
             scheduled=self._scheduler is not None,
@@ -246,7 +243,9 @@ class Watch:
             passes=max((canary.passes for canary in self._canaries), default=0),
             pile=max((int(canary.longest) for canary in self._canaries), default=0),
             broken=max((int(canary.broken) for canary in self._canaries), default=0),
-            still_since=None if self._stir is None else self._stir.still_since(),
+            stopped={} if trail is None else trail.stopped(),
+            frozen={} if trail is None else trail.frozen_since(),
+            thawed={name: id(parameter) in held for name, parameter in now if name in start.frozen},
         )
 
 
@@ -274,19 +273,21 @@ class WatchedBatches:
                 watch.batch()
 
 
-def _check_scheduler(scheduler: object, optimiser: Optimizer) -> None:
-    if scheduler is None:
-        return
-    if not callable(getattr(scheduler, "step", None)):
+def _checked_scheduler(scheduler: Any, optimisers: list[Optimizer]) -> Any:
+    """Return the scheduler, out of the wrapper that accelerate puts around it."""
+    inner = getattr(scheduler, "scheduler", None)
+    scheduler = inner if callable(getattr(inner, "step", None)) else scheduler
+    if scheduler is not None and not callable(getattr(scheduler, "step", None)):
         raise ProbeInputError(
             f"scheduler is {kind_of(scheduler)}; give a learning-rate scheduler with a step(), or None"
         )
-    driven = getattr(scheduler, "optimizer", optimiser)
-    if isinstance(driven, Optimizer) and driven is not optimiser:
+    driven = getattr(scheduler, "optimizer", None)
+    if isinstance(driven, Optimizer) and not any(one is optimisers_of(driven)[0] for one in optimisers):
         raise ProbeInputError(
             f"scheduler drives another optimiser (a {type(driven).__name__}) than the one given; build the scheduler "
             "after the optimiser and over it"
         )
+    return scheduler
 
 
 def _check_decay(decay: object) -> None:
@@ -294,107 +295,3 @@ def _check_decay(decay: object) -> None:
         return
     if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay <= 1:
         raise ProbeInputError(f"ema_decay is {decay!r}; give the decay a step, from 0 to 1, such as 0.999, or None")
-
-
-def answer(evidence: Evidence) -> ProbeResult:
-    """Return the probe's result."""
-    found = findings(evidence)
-    reason = "" if any(finding.severity != "note" for finding in found) else _reason(evidence)
-    ok = None if reason else all(finding.severity == "note" for finding in found)
-    return ProbeResult(
-        probe="stepping",
-        ok=ok,
-        headline=_headline(evidence),
-        findings=tuple(found),
-        columns=COLUMNS,
-        rows=_rows(evidence),
-        bars=_bars(evidence, ok),
-        bar_unit="optimiser steps",
-        measures=_measures(evidence),
-        reason=reason,
-    )
-
-
-def _reason(evidence: Evidence) -> str:
-    """Return why no answer can be given; empty if one can."""
-    steps, accumulation = evidence.steps, evidence.accumulation
-    if not evidence.moves:
-        return "no parameter had requires_grad when the watch began; call requires_grad_() first"
-    if not evidence.batches:
-        return "no batch was watched; wrap the loop in watch(loader), or give batches to result()"
-    if evidence.warms_up and not evidence.moved:
-        return "all steps so far ran at the learning rate 0 of a warm-up that has begun to rise; watch longer"
-    if not evidence.expected and not evidence.moved:
-        return f"{evidence.batches} batches are fewer than one accumulation of {accumulation}; watch longer"
-    if not evidence.compared:
-        return "every parameter was replaced by another object meanwhile; begin a new watch"
-    if steps is None:
-        return (
-            f"parameters moved, but this {evidence.optimiser} keeps no count of its steps; run the loop inside "
-            "watch(loader) or `with watch:` to count them"
-        )
-    return ""
-
-
-def _headline(evidence: Evidence) -> str:
-    moved, tensors, steps = len(evidence.moved), len(evidence.moves), evidence.steps
-    if not tensors:
-        return "The module has no trainable parameter."
-    far = "" if not moved or evidence.change is None else f" (by {percent(evidence.change, 1)} of their norm)"
-    taken = "an unknown number of steps" if steps is None else f"{shown(steps)} optimiser step{'s' * (steps != 1)}"
-    return (
-        f"{moved} of {tensors} trainable tensors moved{far} in {shown(evidence.batches)} batches; {taken}, "
-        f"{shown(evidence.expected)} expected."
-    )
-
-
-def _rows(evidence: Evidence) -> tuple[tuple[Any, ...], ...]:
-    parts: dict[tuple[str, int | None], list[Move]] = {}
-    for move in evidence.moves:
-        parts.setdefault((move.part, move.group), []).append(move)
-    return tuple(_row(part, group, members, evidence) for (part, group), members in parts.items())
-
-
-def _row(part: str, group: int | None, members: list[Move], evidence: Evidence) -> tuple[Any, ...]:
-    rate = None if group is None or group >= len(evidence.rates) else evidence.rates[group]
-    change = relative([move for move in members if move.moved is not None])
-    return (
-        part,
-        group,
-        len(members),
-        sum(bool(move.moved) for move in members),
-        sum(move.values for move in members),
-        None if change is None else 100 * change,
-        None if rate is None else rate.lowest,
-        None if rate is None else rate.highest,
-    )
-
-
-def _bars(evidence: Evidence, ok: bool | None) -> tuple[Bar, ...]:
-    if evidence.steps is None or not evidence.batches:
-        return ()
-    low, high = evidence.bounds
-    wrong = ok is False and not (evidence.moved and low <= evidence.steps <= high)
-    return (Bar("expected", evidence.expected, False), Bar("taken", evidence.steps, wrong))
-
-
-def _measures(evidence: Evidence) -> dict[str, int | float | None]:
-    average, low_high = evidence.average, [rate for rate in evidence.rates if rate.lowest is not None]
-    return {
-        "batches": evidence.batches,
-        "steps": evidence.steps,
-        "steps_expected": evidence.expected,
-        "step_calls": evidence.calls,
-        "step_counter": evidence.counted,
-        "tensors": len(evidence.moves),
-        "tensors_moved": len(evidence.moved),
-        "relative_change": evidence.change,
-        "lowest_rate": min((rate.lowest for rate in low_high), default=None),
-        "highest_rate": max((rate.highest for rate in low_high), default=None),
-        "scheduler_advance": evidence.schedule,
-        "ema_share": None if average is None else average.share,
-        "ema_start_weight": None if average is None else average.start_weight,
-        "backward_passes": evidence.passes,
-        "uncleared_passes": evidence.pile,
-        "broken_passes": evidence.broken,
-    }

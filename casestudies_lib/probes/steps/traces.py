@@ -1,7 +1,7 @@
 """What `stepping` notes before, during and after a loop: states, learning rates, gradients, movement."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from casestudies_lib.probes.passes import below_rounding, values_of
 from casestudies_lib.probes.result import ProbeInputError
+from casestudies_lib.probes.unlisted import unlisted_parameters
 
 Averaged = nn.Module | Mapping[str, Tensor]
 
@@ -27,15 +29,19 @@ class Counters:
 
 @dataclass(frozen=True)
 class Start:
-    """The trainable parameters as they were: the objects, and one copy of their values.
+    """The trainable parameters as they were, listed by the module or not: the objects, and one copy of their values.
 
     Attributes:
+        frozen: the names of the parameters that had requires_grad False.
+        buffers: copies of the live module's floating-point buffers, where there is an average.
         averaged: copies of the averaged weights where they differ from the live ones, else no second copy.
         together: the averaged weights started where the live ones did.
     """
 
     objects: dict[str, Tensor]
     values: dict[str, Tensor]
+    frozen: frozenset[str]
+    buffers: dict[str, Tensor]
     averaged: dict[str, Tensor]
     together: bool
     counters: Counters
@@ -47,7 +53,7 @@ class Move:
 
     Attributes:
         part: the top-level module it belongs to.
-        group: its parameter group in the optimiser; None if the optimiser does not hold it.
+        group: its parameter group, counted over all optimisers; None if none holds it.
         start: Euclidean norm before.
         change: Euclidean norm of the difference.
         finite: its values are finite now.
@@ -69,6 +75,7 @@ class Average:
 
     Attributes:
         moved: any of them differs from its start.
+        stale: the buffers that never moved, where those of the live module did.
         share: the way they made along the live weights' displacement, 1 for all of it; None if the two did not start
             together or the live ones stand still.
         updates: how often they were updated; None if nothing counts that.
@@ -76,27 +83,50 @@ class Average:
     """
 
     moved: bool
+    stale: tuple[str, ...]
     share: float | None
     updates: int | None
     start_weight: float | None
 
 
+def trainable(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters with requires_grad, also those in lists or closures that the module does not list."""
+    hidden = {name: tensor for name, tensor in unlisted_parameters(module).items() if isinstance(tensor, nn.Parameter)}
+    return {name: p for name, p in [*module.named_parameters(), *hidden.items()] if p.requires_grad and p.numel()}
+
+
 @torch.no_grad()
-def read_start(module: nn.Module, optimiser: Optimizer, scheduler: Any, average: Averaged | None) -> Start:
+def read_start(module: nn.Module, optimisers: Sequence[Optimizer], scheduler: Any, average: Averaged | None) -> Start:
     """Return where everything stands; copies the trainable parameters once."""
-    objects = {name: p for name, p in module.named_parameters() if p.requires_grad and p.numel()}
+    objects = trainable(module)
     values = {name: p.detach().clone() for name, p in objects.items()}
     live = averaged_tensors(average, objects) if objects else {}
     own = {name: tensor.detach().clone() for name, tensor in live.items() if _apart(tensor, objects.get(name))}
-    counters = read_counters(objects, optimiser, scheduler, average)
-    return Start(objects, values, own, not own, counters)
+    buffers = {} if average is None else {name: b.clone() for name, b in float_buffers(module).items()}
+    frozen = frozenset(name for name, p in module.named_parameters() if not p.requires_grad)
+    counters = read_counters(objects, optimisers, scheduler, average)
+    return Start(objects, values, frozen, buffers, own, not own, counters)
+
+
+def float_buffers(value: Any) -> dict[str, Tensor]:
+    """Return the floating-point buffers of a module by name, without a wrapper's prefix."""
+    found = value.named_buffers() if isinstance(value, nn.Module) else ()
+    return {plain(name): buffer for name, buffer in found if buffer.is_floating_point()}
+
+
+def plain(name: str) -> str:
+    """Return a parameter's name without the prefixes that compiled, parallel and averaged models put before it."""
+    pieces = [piece for piece in name.split(".") if piece != "_orig_mod"]
+    while len(pieces) > 1 and pieces[0] == "module":
+        pieces = pieces[1:]
+    return ".".join(pieces)
 
 
 def read_counters(
-    objects: Mapping[str, Tensor], optimiser: Optimizer, scheduler: Any, average: Averaged | None
+    objects: Mapping[str, Tensor], optimisers: Sequence[Optimizer], scheduler: Any, average: Averaged | None
 ) -> Counters:
     """Return every counter as it stands."""
-    states = {name: optimiser.state[p] for name, p in objects.items() if p in optimiser.state}
+    states = {name: one.state[p] for one in optimisers for name, p in objects.items() if p in one.state}
     steps = {name: float(state["step"]) for name, state in states.items() if "step" in state}
     known = bool(steps) or not states
     schedule, updates = getattr(scheduler, "last_epoch", None), getattr(average, "n_averaged", None)
@@ -116,15 +146,18 @@ def steps_between(before: Counters, after: Counters) -> int | None:
 
 
 @torch.no_grad()
-def moves(module: nn.Module, optimiser: Optimizer, start: Start) -> list[Move]:
+def moves(module: nn.Module, optimisers: Sequence[Optimizer], start: Start) -> list[Move]:
     """Return how far each trainable parameter came, compared value by value with its copy."""
-    now = dict(module.named_parameters())
-    group_of = {id(p): number for number, group in enumerate(optimiser.param_groups) for p in group["params"]}
+    now = {**unlisted_parameters(module), **dict(module.named_parameters())}
+    groups = [group["params"] for optimiser in optimisers for group in optimiser.param_groups]
+    group_of = {id(p): number for number, group in enumerate(groups) for p in group}
     return [_move(name, value, now.get(name), start.objects[name], group_of) for name, value in start.values.items()]
 
 
 @torch.no_grad()
-def average_move(start: Start, average: Averaged, decay: float | None, after: Counters, steps: int | None) -> Average:
+def average_move(
+    module: nn.Module, start: Start, average: Averaged, decay: float | None, after: Counters, steps: int | None
+) -> Average:
     """Return how far the averaged weights came along the way of the live ones.
 
     Source: an exponential average of decay d after n updates is d**n times its start plus the rest.
@@ -142,7 +175,14 @@ def average_move(start: Start, average: Averaged, decay: float | None, after: Co
     updates = _updates(start.counters.averaged, after.averaged)
     count = steps if updates is None else updates
     weight = None if decay is None or count is None or not start.together else decay**count
-    return Average(moved, along / size if known else None, updates, weight)
+    return Average(moved, _stale(module, start, average), along / size if known else None, updates, weight)
+
+
+def _stale(module: nn.Module, start: Start, average: Averaged) -> tuple[str, ...]:
+    """Return the averaged buffers that stand at the start, where the live ones have left it."""
+    live, averaged = float_buffers(module), float_buffers(average)
+    left = [name for name, buffer in start.buffers.items() if name in live and _apart(live[name], buffer)]
+    return tuple(name for name in left if name in averaged and not _apart(averaged[name], start.buffers[name]))
 
 
 def averaged_tensors(average: Averaged | None, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -159,10 +199,8 @@ def averaged_tensors(average: Averaged | None, parameters: Mapping[str, Tensor])
             "mapping from names to tensors (often ema.shadow)"
         )
     found = dict(average.named_parameters() if isinstance(average, nn.Module) else average)
-    inner = getattr(average, "module", None)
-    if not found.keys() & parameters.keys() and isinstance(inner, nn.Module):
-        found = dict(inner.named_parameters())
-    common = {name: found[name] for name in parameters if name in found}
+    by_plain_name = {plain(str(name)): tensor for name, tensor in found.items()}
+    common = {name: by_plain_name[plain(name)] for name in parameters if plain(name) in by_plain_name}
     if not common:
         raise ProbeInputError(
             f"ema has none of the module's parameter names (the module's first: {', '.join(list(parameters)[:2])}; "
@@ -175,10 +213,9 @@ def averaged_tensors(average: Averaged | None, parameters: Mapping[str, Tensor])
     return common
 
 
-def fingerprint(parameters: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Return one whole number a tensor that changes whenever one of its values does: the sum of all bit patterns."""
-    sums = [_bits(parameter).sum(dtype=torch.int64).to("cpu") for parameter in parameters.values()]
-    return tuple(torch.stack(sums).tolist()) if sums else ()
+def _fingerprint(parameter: Tensor) -> Tensor:
+    """Return a whole number that changes whenever one of the values does: the sum of all bit patterns."""
+    return _bits(parameter).sum(dtype=torch.int64).to("cpu")
 
 
 def _bits(parameter: Tensor) -> Tensor:
@@ -227,52 +264,31 @@ def _updates(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else max(after - max(before, 1), 0)
 
 
-@dataclass
-class Rate:
-    """The learning rates of one parameter group that were in force: lowest, highest and last; None before the first."""
-
-    lowest: float | None = None
-    highest: float | None = None
-    last: float | None = None
-
-    def note(self, rate: float) -> None:
-        """Take one more rate into account."""
-        self.lowest = rate if self.lowest is None else min(self.lowest, rate)
-        self.highest = rate if self.highest is None else max(self.highest, rate)
-        self.last = rate
-
-
-def note_rates(rates: list[Rate], optimiser: Optimizer, *, wait: bool) -> None:
-    """Note every group's learning rate; one that an accelerator holds only if we may wait for it."""
-    rates += [Rate() for _ in optimiser.param_groups[len(rates) :]]
-    for rate, group in zip(rates, optimiser.param_groups):
-        value = group.get("lr")
-        if value is not None and (wait or not isinstance(value, Tensor) or value.device.type == "cpu"):
-            rate.note(float(value))
-
-
 @dataclass(frozen=True)
 class Gradients:
-    """All gradients at one moment.
-
-    Attributes:
-        existing: how many tensors have one.
-        largest: the largest absolute value; inf if one is not finite, 0 if none exists.
-    """
+    """All gradients at one moment: the largest absolute value of every tensor that has one; inf if not finite."""
 
     batch: int
-    existing: int
-    largest: float
+    sizes: dict[str, float]
+
+    @property
+    def largest(self) -> float:
+        """Return the largest absolute value of all, 0 if there is no gradient."""
+        return max(self.sizes.values(), default=0.0)
+
+    def teaches(self, name: str) -> bool:
+        """Return whether a tensor has a gradient above rounding."""
+        return not below_rounding(self.sizes.get(name, 0.0), self.largest)
 
 
 @torch.no_grad()
 def read_gradients(parameters: Mapping[str, Tensor], batch: int) -> Gradients:
     """Return what there is of gradients now."""
-    found = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
-    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in found]
-    sizes = [torch.linalg.vector_norm(values, math.inf).to("cpu", torch.float64) for values in dense if values.numel()]
-    largest = torch.stack(sizes).max().item() if sizes else 0.0
-    return Gradients(batch, len(found), largest if math.isfinite(largest) else math.inf)
+    found = {name: _values(parameter.grad) for name, parameter in parameters.items()}
+    found = {name: values for name, values in found.items() if values is not None and values.numel()}
+    tops = [torch.linalg.vector_norm(values, math.inf).to("cpu", torch.float64) for values in found.values()]
+    sizes = torch.stack(tops).nan_to_num(math.inf).tolist() if tops else []
+    return Gradients(batch, dict(zip(found, sizes)))
 
 
 class Canary:
@@ -298,9 +314,9 @@ class Canary:
         self.broken = self.broken + ~torch.isfinite(new).all()
 
 
-def canaries(parameters: Mapping[str, Tensor], optimiser: Optimizer) -> list[Canary]:
-    """Return watchers of the smallest parameters that the optimiser holds, whose gradients it should clear."""
-    held = {id(p) for group in optimiser.param_groups for p in group["params"]}
+def canaries(parameters: Mapping[str, Tensor], optimisers: Sequence[Optimizer]) -> list[Canary]:
+    """Return watchers of the smallest parameters that are held by an optimiser, which should clear their gradients."""
+    held = {id(p) for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]}
     small = sorted((p for p in parameters.values() if id(p) in held), key=lambda p: p.numel())
     return [Canary(parameter) for parameter in small[:CANARIES]]
 
@@ -318,31 +334,52 @@ def listen(canary: Canary) -> Callable[[], None]:
     return leave
 
 
-class Stir:
-    """Tells between which samples any parameter changed."""
+class Trail:
+    """Notes when each parameter last moved, and since when one is frozen and stands still."""
 
     def __init__(self, parameters: Mapping[str, Tensor]):
         """Take the first sample, at batch 0."""
-        self.parameters, self.last = parameters, fingerprint(parameters)
-        self.samples: list[tuple[int, bool]] = []
+        self.parameters = parameters
+        self.values = self._fingerprints()
+        self.samples: list[int] = []
+        self.moved: dict[str, int] = {}
+        self.froze: dict[str, tuple[int, int]] = {}
 
     @torch.no_grad()
     def sample(self, batch: int) -> None:
         """Compare with the sample before."""
-        current = fingerprint(self.parameters)
-        self.samples.append((batch, current != self.last))
-        self.last = current
+        current = self._fingerprints()
+        self.moved |= {name: batch for name in current if current[name] != self.values[name]}
+        self.values = current
+        self.samples.append(batch)
 
-    def still_since(self) -> int | None:
-        """Return the batch since which nothing stirs, if that spans two samples and a quarter of the batches."""
-        if not any(moved for _, moved in self.samples):
-            return None
-        since = max(batch for batch, moved in self.samples if moved)
-        quiet = [batch for batch, _ in self.samples if batch > since]
-        return since if len(quiet) >= 2 and 4 * (quiet[-1] - since) >= quiet[-1] else None
+    @torch.no_grad()
+    def note_frozen(self, batch: int) -> None:
+        """Note which parameters have lost their requires_grad, with their values at that time."""
+        for name, parameter in self.parameters.items():
+            if not parameter.requires_grad and name not in self.froze:
+                self.froze[name] = batch, int(_fingerprint(parameter))
+
+    @torch.no_grad()
+    def frozen_since(self) -> dict[str, int]:
+        """Return the parameters that are frozen and have stood still since, with the batch at which that was seen."""
+        still = {name: batch for name, (batch, old) in self.froze.items() if old == _fingerprint(self.parameters[name])}
+        return {name: batch for name, batch in still.items() if not self.parameters[name].requires_grad}
+
+    def stopped(self) -> dict[str, int]:
+        """Return what moved and then stopped, with its last batch, if that spans two samples and a quarter of all."""
+        last = self.samples[-1] if self.samples else 0
+        quiet = {name: [batch for batch in self.samples if batch > since] for name, since in self.moved.items()}
+        return {
+            name: since for name, since in self.moved.items() if len(quiet[name]) > 1 and 4 * (last - since) >= last
+        }
+
+    def _fingerprints(self) -> dict[str, int]:
+        sums = [_fingerprint(parameter) for parameter in self.parameters.values()]
+        return dict(zip(self.parameters, torch.stack(sums).tolist() if sums else []))
 
 
 def _values(gradient: Any) -> Tensor | None:
     if gradient is None:
         return None
-    return gradient.detach()._values() if gradient.is_sparse else gradient.detach()
+    return values_of(gradient.detach())

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from casestudies_lib.models import cost
-from casestudies_lib.models.routing.model import LanguageModel, RoutedAttention, Sizes, Wiring, greedy, next_token_loss
+from casestudies_lib.models.routing.model import (
+    LanguageModel,
+    RoutedAttention,
+    Sizes,
+    SwiGLU,
+    Wiring,
+    greedy,
+    next_token_loss,
+)
 from casestudies_lib.models.routing.routers import (
     ROUTERS,
     RouterSettings,
@@ -75,6 +83,13 @@ def test_with_all_heads_on_attention_is_that_of_torch():
     added, outputs = attention(values, torch.ones(2, 6, 8))
     torch.testing.assert_close(outputs, heads)
     torch.testing.assert_close(added, attention.out(heads.transpose(1, 2).flatten(2)))
+
+
+def test_the_feed_forward_is_gated_by_a_swish():
+    part, values = SwiGLU(3, 4), torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    gate = values @ part.gate.weight.T
+    by_hand = (gate / (1 + (-gate).exp()) * (values @ part.value.weight.T)) @ part.out.weight.T
+    torch.testing.assert_close(part(values), by_hand)
 
 
 def test_wirings_of_one_seed_start_from_the_same_network_but_for_the_router():
