@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 DEPTH = 5
+# A function, a list that it uses, a layer in that: library code uses much else.
+SHALLOW = 3
 # Long containers hold data.
 MOST_ITEMS = 1000
 
@@ -16,16 +18,17 @@ MOST_ITEMS = 1000
 def unlisted_parameters(module: nn.Module, *functions: Any) -> dict[str, Tensor]:
     """Return the trainable tensors that `module.parameters()` does not list, by names such as `layers[0].weight`.
 
-    Looked at are the attributes of every submodule, and what lists, dictionaries and functions there hold; of the
-    `functions`, such as a loss, the variables that they use, of which only an nn.Parameter counts.
+    Looked at are the attributes of every submodule and what lists, dictionaries and functions there hold; then the
+    variables that each forward() uses, and the `functions`, such as a loss; of these only an nn.Parameter counts.
     """
     known = {id(parameter) for parameter in module.parameters()}
     seen, found = {id(part) for part in module.modules()}, {}
     for path, part in module.named_modules():
         for name, tensor in _attributes(part, path, DEPTH, seen):
             found.setdefault(id(tensor), (name, tensor))
-    for function in functions:
-        for name, tensor in _inside(function, "", DEPTH, seen):
+    forwards = dict.fromkeys(type(part).forward for part in module.modules())
+    for function, depth in [*((each, DEPTH) for each in functions), *((each, SHALLOW) for each in forwards)]:
+        for name, tensor in _inside(function, "", depth, seen):
             if isinstance(tensor, nn.Parameter):
                 found.setdefault(id(tensor), (name, tensor))
     return {name: tensor for number, (name, tensor) in found.items() if number not in known}
