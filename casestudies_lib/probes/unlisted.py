@@ -1,5 +1,6 @@
 """Parameters that a model uses and does not list, by where they are held: in lists, dictionaries and functions."""
 
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 DEPTH = 5
 # A function, a list that it uses, a layer in that: library code uses much else.
 SHALLOW = 3
+# Subclasses are left alone: to list what they hold may load it.
+MAPPINGS, SEQUENCES = (dict, OrderedDict, defaultdict), (list, tuple, set, frozenset)
 # Long containers hold data.
 MOST_ITEMS = 1000
 
@@ -59,9 +62,9 @@ def _held(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Return what a value holds at first hand, with the names that a reader would use."""
     if isinstance(value, nn.Module):
         yield from ((f"{name}.{inner}".lstrip("."), held) for inner, held in value.named_parameters())
-    elif isinstance(value, dict):
+    elif type(value) in MAPPINGS:
         yield from ((f"{name}[{key!r}]", held) for key, held in islice(value.items(), MOST_ITEMS))
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif type(value) in SEQUENCES:
         yield from ((f"{name}[{place}]", held) for place, held in enumerate(islice(value, MOST_ITEMS)))
     elif isinstance(value, partial):
         yield from ((name, held) for held in (value.func, *value.args, *value.keywords.values()))
