@@ -1,5 +1,6 @@
 """Parameters that a model uses and does not list, by where they are held: in lists, dictionaries and functions."""
 
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -9,6 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 DEPTH = 5
+# A function, a list that it uses, a layer in that: library code uses much else.
+SHALLOW = 3
+# Subclasses are left alone: to list what they hold may load it.
+MAPPINGS, SEQUENCES = (dict, OrderedDict, defaultdict), (list, tuple, set, frozenset)
 # Long containers hold data.
 MOST_ITEMS = 1000
 
@@ -16,16 +21,17 @@ MOST_ITEMS = 1000
 def unlisted_parameters(module: nn.Module, *functions: Any) -> dict[str, Tensor]:
     """Return the trainable tensors that `module.parameters()` does not list, by names such as `layers[0].weight`.
 
-    Looked at are the attributes of every submodule, and what lists, dictionaries and functions there hold; of the
-    `functions`, such as a loss, the variables that they use, of which only an nn.Parameter counts.
+    Looked at are the attributes of every submodule and what lists, dictionaries and functions there hold; then the
+    variables that each forward() uses, and the `functions`, such as a loss; of these only an nn.Parameter counts.
     """
     known = {id(parameter) for parameter in module.parameters()}
     seen, found = {id(part) for part in module.modules()}, {}
     for path, part in module.named_modules():
         for name, tensor in _attributes(part, path, DEPTH, seen):
             found.setdefault(id(tensor), (name, tensor))
-    for function in functions:
-        for name, tensor in _inside(function, "", DEPTH, seen):
+    forwards = dict.fromkeys(type(part).forward for part in module.modules())
+    for function, depth in [*((each, DEPTH) for each in functions), *((each, SHALLOW) for each in forwards)]:
+        for name, tensor in _inside(function, "", depth, seen):
             if isinstance(tensor, nn.Parameter):
                 found.setdefault(id(tensor), (name, tensor))
     return {name: tensor for number, (name, tensor) in found.items() if number not in known}
@@ -56,9 +62,9 @@ def _held(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Return what a value holds at first hand, with the names that a reader would use."""
     if isinstance(value, nn.Module):
         yield from ((f"{name}.{inner}".lstrip("."), held) for inner, held in value.named_parameters())
-    elif isinstance(value, dict):
+    elif type(value) in MAPPINGS:
         yield from ((f"{name}[{key!r}]", held) for key, held in islice(value.items(), MOST_ITEMS))
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif type(value) in SEQUENCES:
         yield from ((f"{name}[{place}]", held) for place, held in enumerate(islice(value, MOST_ITEMS)))
     elif isinstance(value, partial):
         yield from ((name, held) for held in (value.func, *value.args, *value.keywords.values()))

@@ -975,15 +975,30 @@ class Listed(nn.Module):
         return self.out(self.hidden[0](inputs))
 
 
-@pytest.mark.parametrize("fault", ["plain list", "forgotten group", "replaced layer"])
+def closed_over():
+    """Return a model whose forward() uses a layer that it does not own."""
+    hidden = [nn.Linear(3, 3)]
+
+    class Closed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(3, 1)
+
+        def forward(self, inputs):
+            return self.out(hidden[0](inputs))
+
+    return Closed()
+
+
+@pytest.mark.parametrize("fault", ["plain list", "closure", "forgotten group", "replaced layer"])
 def test_what_gets_a_gradient_and_no_optimiser_holds_is_a_fault(fault):
-    module = seeded(0, Listed) if fault == "plain list" else model()
+    module = seeded(0, {"plain list": Listed, "closure": closed_over}.get(fault, model))
     optimiser = adam(module[0] if fault == "forgotten group" else module)
     if fault == "replaced layer":
         module[2] = nn.Linear(4, 1)
     watch = stepping(module, optimiser, accumulation=1)
     train(module, optimiser, watch(batches(0, 6)), 1)
-    where = "hidden[0]" if fault == "plain list" else "2"
+    where = "hidden[0]" if fault in ("plain list", "closure") else "2"
     assert found(watch.result()) == [("fault", where)]
     assert "does not hold" in meaning(watch.result(), where)
 

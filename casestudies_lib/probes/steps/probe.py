@@ -18,9 +18,9 @@ from casestudies_lib.probes.steps.traces import (
     Gradients,
     Trail,
     average_move,
-    canaries,
     listen,
     moves,
+    pile_counters,
     read_counters,
     read_gradients,
     read_start,
@@ -111,7 +111,7 @@ class Watch:
         self._unfinished: list[int] = []
         self._calls: list[int] | None = None
         self._step_rate: float | None = None
-        self._canaries = canaries(self._start.objects, optimisers)
+        self._pile_counters = pile_counters(self._start.objects, optimisers)
         self._looks: list[Gradients] = []
         self._trail: Trail | None = None
         self._next_sample, self._look_at_next_step = 1, True
@@ -177,10 +177,10 @@ class Watch:
                 else:
                     # A wrapper that never called Optimizer.__init__ has no hooks; its state may still count.
                     self._calls = None
-            for canary in self._canaries:
+            for counter in self._pile_counters:
                 # One that was frozen since takes no hook.
-                if canary.parameter.requires_grad:
-                    hooks.callback(listen(canary))
+                if counter.parameter.requires_grad:
+                    hooks.callback(listen(counter))
             self._hooks = hooks.pop_all()
 
     def _stepped(self, number: int, *call: object) -> None:
@@ -240,9 +240,9 @@ class Watch:
             average=average,
             decay=self._decay,
             looks=(*self._looks, read_gradients(start.objects, sum(lengths))),
-            passes=max((canary.passes for canary in self._canaries), default=0),
-            pile=max((int(canary.longest) for canary in self._canaries), default=0),
-            broken=max((int(canary.broken) for canary in self._canaries), default=0),
+            passes=max((counter.passes for counter in self._pile_counters), default=0),
+            pile=max((int(counter.longest) for counter in self._pile_counters), default=0),
+            broken=max((int(counter.broken) for counter in self._pile_counters), default=0),
             stopped={} if trail is None else trail.stopped(),
             frozen={} if trail is None else trail.frozen_since(),
             thawed={name: id(parameter) in held for name, parameter in now if name in start.frozen},

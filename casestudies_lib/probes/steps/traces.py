@@ -15,7 +15,7 @@ from casestudies_lib.probes.unlisted import unlisted_parameters
 
 Averaged = nn.Module | Mapping[str, Tensor]
 
-CANARIES = 4
+PILE_COUNTERS = 4
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ def read_gradients(parameters: Mapping[str, Tensor], batch: int) -> Gradients:
     return Gradients(batch, dict(zip(found, sizes)))
 
 
-class Canary:
+class PileCounter:
     """Watches one small parameter's gradient: how many backward passes fell on top of it since it was last cleared.
 
     A hook sees the gradient that is about to be added; what `.grad` holds at that moment was not cleared. The counts
@@ -314,17 +314,17 @@ class Canary:
         self.broken = self.broken + ~torch.isfinite(new).all()
 
 
-def canaries(parameters: Mapping[str, Tensor], optimisers: Sequence[Optimizer]) -> list[Canary]:
+def pile_counters(parameters: Mapping[str, Tensor], optimisers: Sequence[Optimizer]) -> list[PileCounter]:
     """Return watchers of the smallest parameters that are held by an optimiser, which should clear their gradients."""
     held = {id(p) for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]}
     small = sorted((p for p in parameters.values() if id(p) in held), key=lambda p: p.numel())
-    return [Canary(parameter) for parameter in small[:CANARIES]]
+    return [PileCounter(parameter) for parameter in small[:PILE_COUNTERS]]
 
 
-def listen(canary: Canary) -> Callable[[], None]:
-    """Hook a canary to its parameter and return what takes the hook away without a trace."""
-    parameter, before = canary.parameter, canary.parameter._backward_hooks
-    handle = parameter.register_hook(canary.hear)
+def listen(counter: PileCounter) -> Callable[[], None]:
+    """Hook a counter to its parameter and return what takes the hook away without a trace."""
+    parameter, before = counter.parameter, counter.parameter._backward_hooks
+    handle = parameter.register_hook(counter.hear)
 
     def leave() -> None:
         handle.remove()
@@ -357,7 +357,9 @@ class Trail:
     def note_frozen(self, batch: int) -> None:
         """Note which parameters have lost their requires_grad, with their values at that time."""
         for name, parameter in self.parameters.items():
-            if not parameter.requires_grad and name not in self.froze:
+            if parameter.requires_grad:
+                self.froze.pop(name, None)
+            elif name not in self.froze:
                 self.froze[name] = batch, int(_fingerprint(parameter))
 
     @torch.no_grad()
