@@ -195,8 +195,8 @@ def _alone(bench: Bench, name: str, moves: Mapping[str, Tensor], model: Sample) 
     if first.agrees:
         return _agreement(bench, name, [first])
     wrong = [first]
-    for _ in range(LOOKS - 1):
-        other = bench.quick(name, bench.directed([name], towards=False), first)
+    for turn in range(LOOKS - 1):
+        other = bench.quick(name, bench.directed([name], towards=not turn), first)
         wrong += [] if other.agrees else [other]
         if len(wrong) * len(bench.upstreams) >= PAIRS:
             break
