@@ -44,7 +44,7 @@ def main() -> NoReturn:
             _say(f"stopped by {_STOPPED[status]}: nothing of an unfinished run is stored, finished results stay; "
                  "to go on, give the same command again")  # fmt: skip
     except SyntaxError as error:
-        _say(f"error: {_relative(error.filename)}, line {error.lineno}, is not Python: {error.msg}; mend that line")
+        _say(f"error: {error.filename}, line {error.lineno}, is not Python: {error.msg}; mend that line")
         status = Failure.exit_code
     except OSError as error:
         _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
@@ -70,11 +70,6 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _relative(file: str | None) -> str:
-    path = Path(file or "a module")
-    return str(path.relative_to(paths.root())) if path.is_relative_to(paths.root()) else str(path)
 
 
 def _usage_error(error: Exception) -> int:
@@ -164,7 +159,7 @@ def run(
     if out:
         check_copyable(out)
     with shown() as notify:
-        result = obtain([job], notify, fresh=fresh, say=_say_when_fresh)[job.chapter.slug]
+        result = obtain([job], notify, fresh=fresh, say=_say_reasons)[job.chapter.slug]
     if out:
         result = copy_result(result, out)
     if store:
@@ -176,11 +171,6 @@ def run(
         return
     _verdict_table(result.verdicts)
     _say(f"result in {result.folder} ({result.provenance['seconds']} s)")
-
-
-def _say_when_fresh(slug: str, reasons: list[str]) -> None:
-    if not reasons:
-        _say(f"{slug}: nothing that it depends on has changed, so it did not run again; --fresh runs it")
 
 
 def _verdict_table(records: list[dict]) -> None:
@@ -222,26 +212,9 @@ def check(
     cell_limit: Annotated[int, typer.Option(metavar="SECONDS", help="limit for one cell")] = 600,
 ) -> None:
     """Execute committed notebooks with nbval and compare their marked outputs, after the test of their contract."""
-    from casestudies_lib.runner.processes import command_environment, supervised
+    from casestudies_lib.runner.store import compare_stored
 
-    contract = Path("tests") / "test_notebook_contract.py"
-    if not (paths.root() / contract).is_file():
-        raise Failure(f"{paths.root() / contract} is missing; nbval alone passes notebooks without outputs")
-    chosen = _chosen(chapters)
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    only = ["-k", " or ".join(chapter.slug for chapter in chosen)] if chapters else []
-    files = [str(chapter.path.resolve()) for chapter in chosen]
-    parts = {
-        "contract": [*pytest, str(contract), *only],
-        "stored outputs": [*pytest, "--nbval-lax", "--nbval-cell-timeout", str(cell_limit), *files],
-    }
-    failed = []
-    for name, command in parts.items():
-        _say(f"{name}: {', '.join(chapter.slug for chapter in chosen)}")
-        with supervised(command, command_environment(), cwd=paths.root(), stdout=None) as process:
-            failed += [name] if process.wait() else []  # collecting no test has an exit status of its own
-    if failed:
-        raise Failure(f"check failed: {', '.join(failed)}; the lines above name the cells")
+    compare_stored(_chosen(chapters), _say, everything=not chapters, cell_limit=cell_limit)
 
 
 @app.command()
@@ -401,20 +374,9 @@ def slides(
 ) -> None:
     """Write the slides of a chapter, made from its last run, as one file that needs nothing beside it."""
     from casestudies_lib.runner.chapters import find_chapter
-    from casestudies_lib.runner.files import replace_file
-    from casestudies_lib.runner.results import current_inputs, find
-    from casestudies_lib.site.case import read_case
-    from casestudies_lib.site.slides import slide_file
+    from casestudies_lib.site.slides import write_slides
 
-    found = find_chapter(chapter)
-    result = find(found.slug, current_inputs(found))
-    if result is None:
-        raise Failure(f"{chapter} has no run that is fresh; run it first: casebook run {chapter}")
-    content = slide_file(read_case(found.path.stem, result.folder))
-    out.mkdir(parents=True, exist_ok=True)
-    target = out / f"{found.path.stem}.slides.html"
-    replace_file(target, content.encode())
-    _say(f"slides in {target}")
+    _say(f"slides in {write_slides(find_chapter(chapter), out)}")
 
 
 @app.command()

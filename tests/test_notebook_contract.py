@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from casestudies_lib import paths
-from casestudies_lib.claims import load_report, report_slugs, typeset
+from casestudies_lib.claims import typeset
 from casestudies_lib.records import (
     CHECK,
     COMPARED,
@@ -22,6 +22,7 @@ from casestudies_lib.records import (
     VERDICTS_MIME,
 )
 from casestudies_lib.regions import Region
+from casestudies_lib.reports import load_report, report_slugs
 
 NOTEBOOKS = sorted(paths.notebooks().glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if not path.name.startswith("_")]

@@ -73,7 +73,7 @@ def prepare(
 
 
 def _check_report(chapter: Chapter) -> None:
-    from casestudies_lib.claims import ReportError, load_report  # pydantic: not for every command
+    from casestudies_lib.reports import ReportError, load_report  # pydantic: not for every command
 
     try:
         load_report(chapter.slug)

@@ -1,7 +1,9 @@
-"""Writes notebooks into the repository: an executed chapter, a student copy, the start of a new chapter."""
+"""The notebooks of the repository: stores an executed one, compares them, copies one for students, starts a new one."""
 
 import copy
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from casestudies_lib import paths
@@ -12,6 +14,7 @@ from casestudies_lib.runner.executed import cleaned, notebook_text
 from casestudies_lib.runner.exercises import exercises_of
 from casestudies_lib.runner.files import replace_file, writing
 from casestudies_lib.runner.jobs import Job
+from casestudies_lib.runner.processes import command_environment, supervised
 from casestudies_lib.runner.publishable import private_traces_in, unpublishable
 from casestudies_lib.runner.results import NOTEBOOK, Result
 
@@ -51,6 +54,40 @@ def storing_objections(notebook: dict, size: int) -> list[str]:
 
 def _authored(notebook: dict) -> list[tuple[str, str, dict]]:
     return [(cell["cell_type"], source_of(cell), cell["metadata"]) for cell in cleaned(notebook)["cells"]]
+
+
+def compare_stored(chapters: list[Chapter], say: Callable[[str], None], *, everything: bool, cell_limit: int) -> None:
+    """Execute committed notebooks with nbval and compare their marked outputs, after the test of their contract.
+
+    nbval alone passes a notebook that stores no outputs; the contract test does not. What pytest prints goes where this
+    process writes.
+
+    Args:
+        chapters: the chapters to compare.
+        say: receives a line before each part.
+        everything: whether these are all chapters, so that tests which belong to none run too.
+        cell_limit: seconds for one cell.
+
+    Raises:
+        Failure: a part failed, or the contract test is missing.
+    """
+    contract = Path("tests") / "test_notebook_contract.py"
+    if not (paths.root() / contract).is_file():
+        raise Failure(f"{paths.root() / contract} is missing; nbval alone passes notebooks without outputs")
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    only = [] if everything else ["-k", " or ".join(chapter.slug for chapter in chapters)]
+    files = [str(chapter.path.resolve()) for chapter in chapters]
+    parts = {
+        "contract": [*pytest, str(contract), *only],
+        "stored outputs": [*pytest, "--nbval-lax", "--nbval-cell-timeout", str(cell_limit), *files],
+    }
+    failed = []
+    for name, command in parts.items():
+        say(f"{name}: {', '.join(chapter.slug for chapter in chapters)}")
+        with supervised(command, command_environment(), cwd=paths.root(), stdout=None) as process:
+            failed += [name] if process.wait() else []  # collecting no test has an exit status of its own
+    if failed:
+        raise Failure(f"check failed: {', '.join(failed)}; the lines above name the cells")
 
 
 def write_student_copy(chapter: Chapter, folder: Path) -> Path:

@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 from casestudies_lib import paths
-from casestudies_lib.claims import Report, Verdict, parse_report
+from casestudies_lib.claims import Verdict
+from casestudies_lib.reports import Report, parse_report
 from casestudies_lib.runner.chapters import read_notebook, source_of
 from casestudies_lib.runner.results import NOTEBOOK, read_result
 from casestudies_lib.site.figures import Figure, figures_in

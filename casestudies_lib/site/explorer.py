@@ -8,8 +8,8 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
-from casestudies_lib.claims import Report
 from casestudies_lib.figures import FAULT, FIX, OTHER
+from casestudies_lib.reports import Report
 from casestudies_lib.runner.errors import Failure
 
 _INK = {"upheld": FIX["color"], "refuted": FAULT["color"]}

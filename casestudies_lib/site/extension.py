@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.jinja2glue import BuiltinTemplateLoader
 from sphinx.util.docutils import SphinxDirective
 
-from casestudies_lib.claims import ReportError
+from casestudies_lib.reports import ReportError
 from casestudies_lib.runner.errors import CasebookError, Failure
 from casestudies_lib.site.parts import PARTS, staged
 from casestudies_lib.site.templates import render

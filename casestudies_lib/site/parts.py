@@ -11,7 +11,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from casestudies_lib.claims import ReportError, Verdict, parse_report
+from casestudies_lib.claims import Verdict
+from casestudies_lib.reports import ReportError, parse_report
 from casestudies_lib.runner.chapters import source_of
 from casestudies_lib.runner.exercises import Exercise, exercises_of
 from casestudies_lib.site.case import Case, read_case

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import casestudies_lib
 from casestudies_lib import paths
-from casestudies_lib.claims import ReportError
+from casestudies_lib.reports import ReportError
 from casestudies_lib.runner.errors import CasebookError, Failure, Mistake
 from casestudies_lib.runner.files import locked
 from casestudies_lib.runner.publishable import private_traces

@@ -2,12 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from casestudies_lib.runner.chapters import source_of
-from casestudies_lib.site.case import Case
+from casestudies_lib.runner.chapters import Chapter, source_of
+from casestudies_lib.runner.errors import Failure
+from casestudies_lib.runner.files import replace_file, writing
+from casestudies_lib.runner.results import current_inputs, find
+from casestudies_lib.site.case import Case, read_case
 from casestudies_lib.site.chapter import VERDICT_LINE, with_measurements
 from casestudies_lib.site.templates import render
 
@@ -79,3 +83,19 @@ def _inline(text: str) -> Markup:
 def _plain(text: str) -> str:
     """Return Markdown without citations and dollars; other roles and links keep their words."""
     return _WORDS_ONLY.sub(lambda match: match[1] or match[2] or "", _LEFT_OUT.sub("", text))
+
+
+def write_slides(chapter: Chapter, folder: Path) -> Path:
+    """Write the slides of a chapter's last run into a folder, as one file; returns its path.
+
+    Raises:
+        Failure: the chapter has no run that is fresh.
+    """
+    result = find(chapter.slug, current_inputs(chapter))
+    if result is None:
+        raise Failure(f"{chapter.slug} has no run that is fresh; run it first: casebook run {chapter.slug}")
+    target = folder / f"{chapter.path.stem}.slides.html"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(target, slide_file(read_case(chapter.path.stem, result.folder)).encode())
+    return target

@@ -56,7 +56,7 @@ def test_provenance_says_what_ran_on_what_and_no_secret(finished, stored):
 
 def test_what_did_not_change_does_not_run_again_unless_asked(ran):
     again = ran.casebook("run", "tiny")
-    assert "did not run again" in again.stderr
+    assert "nothing changed, its last run stays" in again.stderr
     assert "cells, " not in again.stderr
     assert "tiny: 0/5 cells" in ran.casebook("run", "tiny", "--fresh").stderr
     assert len(ran.results()) == 1

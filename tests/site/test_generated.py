@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from casestudies_lib import paths, probes
-from casestudies_lib.claims import load_report, report_slugs
+from casestudies_lib.reports import load_report, report_slugs
 from casestudies_lib.site import explorer, templates
 from casestudies_lib.site.extension import policy
 

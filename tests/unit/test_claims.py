@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casestudies_lib.claims import MEASUREMENTS_MIME, SYMBOLS, VERDICTS_MIME, Case, Report, ReportError, Table
+from casestudies_lib.claims import MEASUREMENTS_MIME, SYMBOLS, VERDICTS_MIME, Case, Table
+from casestudies_lib.reports import Report, ReportError
 
 # Student's t for 95 %, three degrees of freedom, from a printed table.
 T_3 = 3.182
@@ -291,7 +292,7 @@ def test_a_table_aligns_its_columns():
 
 def test_importing_claims_and_loading_a_report_imports_neither_torch_nor_scipy():
     code = (
-        "import sys; from casestudies_lib.claims import load_report; load_report('zero_weight_head');"
+        "import sys; from casestudies_lib.claims import load_report; load_report'zero_weight_head';"
         "print([name for name in ('torch', 'scipy', 'numpy', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

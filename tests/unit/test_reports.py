@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from casestudies_lib import claims, paths, probes
-from casestudies_lib.claims import ReportError, load_report, region, report_slugs
+from casestudies_lib.claims import region
+from casestudies_lib.reports import ReportError, load_report, report_slugs
 
 HEAD = """
 slug = "made_up"

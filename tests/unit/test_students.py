@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casestudies_lib import paths
-from casestudies_lib.claims import load_report
+from casestudies_lib.reports import load_report
 from casestudies_lib.tasks.students import RecordError, recorded_classroom, simulate_students, simulated_classroom
 
 HISTORY = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 1)), min_size=1, max_size=12)
