@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from casestudies_lib import paths
-from casestudies_lib.claims import typeset
 from casestudies_lib.records import (
     CHECK,
     COMPARED,
@@ -21,7 +20,7 @@ from casestudies_lib.records import (
     STUB,
     VERDICTS_MIME,
 )
-from casestudies_lib.regions import Region
+from casestudies_lib.regions import Region, typeset
 from casestudies_lib.reports import load_report, report_slugs
 
 NOTEBOOKS = sorted(paths.notebooks().glob("*.ipynb"))

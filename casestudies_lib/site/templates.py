@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from casestudies_lib import paths
-from casestudies_lib.claims import typeset
 from casestudies_lib.records import SYMBOLS
+from casestudies_lib.regions import typeset
 
 _CODE = re.compile(r"`([^`]+)`")
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")

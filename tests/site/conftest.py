@@ -19,7 +19,6 @@ import yaml
 from nbformat import v4, writes
 
 from casestudies_lib import paths
-from casestudies_lib.claims import Table
 from casestudies_lib.figures import Shown
 from casestudies_lib.records import SYMBOLS, VERDICTS_MIME
 from casestudies_lib.runner.chapters import find_chapter
@@ -28,6 +27,7 @@ from casestudies_lib.runner.results import current_inputs
 from casestudies_lib.runner.table import FORMAT
 from casestudies_lib.site.pdf import FLAGS
 from casestudies_lib.site.publish import publish
+from casestudies_lib.tables import Table
 
 REAL_ROOT = Path(__file__).resolve().parents[2]
 VERDICTS = tuple(SYMBOLS)

@@ -292,7 +292,7 @@ def test_a_table_aligns_its_columns():
 
 def test_importing_claims_and_loading_a_report_imports_neither_torch_nor_scipy():
     code = (
-        "import sys; from casestudies_lib.claims import load_report; load_report'zero_weight_head';"
+        "import sys; from casestudies_lib.claims import open_case; open_case('zero_weight_head');"
         "print([name for name in ('torch', 'scipy', 'numpy', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

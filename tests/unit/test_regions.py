@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casestudies_lib.claims import region
+from casestudies_lib.regions import region
 
 NUMBERS = st.integers(-40, 40).map(lambda count: count / 4)
 WORDINGS = ("<= {0}", "< {0}", ">= {0}", "> {0}", "== {0}", "{0} to {1}", "outside {0} to {1}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from casestudies_lib import claims, paths, probes
-from casestudies_lib.claims import region
+from casestudies_lib.regions import region
 from casestudies_lib.reports import ReportError, load_report, report_slugs
 
 HEAD = """
