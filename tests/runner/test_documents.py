@@ -269,8 +269,9 @@ def special(name: str) -> dict:
     if name == "value_head_spillover":
         rows = torch.arange(300)
         return {
-            "loss_a": lambda model, batch: model(batch)[:, 0].square().mean(),
-            "loss_b": lambda model, batch: (model(batch)[:, 1:] - 1).square().mean(),
+            "losses": lambda model, batch: {
+                "a": model(batch)[:, 0].square().mean(), "b": (model(batch)[:, 1:] - 1).square().mean()
+            },
             "predicted": torch.sin(rows * 1.0) + 0.1 * torch.cos(rows * 7.0), "target": torch.sin(rows * 1.0),
             "file_of_each_row": rows % 10,
         }  # fmt: skip
