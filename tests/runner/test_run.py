@@ -29,8 +29,8 @@ def test_a_run_leaves_a_result_and_prints_it_as_json(finished, stored):
 
 def test_progress_names_each_cell_on_standard_error(finished):
     lines = finished.completed.stderr.splitlines()
-    assert [line.split(",")[0] for line in lines[:5]] == [f"tiny: {done}/5 cells" for done in range(5)]
-    assert "code cell 1 (`seed = 0" in lines[0]
+    assert [line.split(",")[0] for line in lines[1:6]] == [f"tiny: {done}/5 cells" for done in range(5)]
+    assert "code cell 1 (`seed = 0" in lines[1]
 
 
 def test_the_kernel_has_one_thread_starts_beside_the_notebook_and_draws_inline(finished, stored):
