@@ -225,7 +225,8 @@ def surroundings() -> dict:
         "scheduler": torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0),
         "prediction": torch.randn(4, 6, 12), "target": torch.randint(12, (4, 6)),
         "teacher_encoding": SimpleNamespace(offsets=offsets), "student_encoding": SimpleNamespace(offsets=offsets),
-        "text": "one two six", "inputs": torch.randn(3, 4, requires_grad=True), "weights": torch.randn(3, 4, requires_grad=True), "MyFunction": Doubled,
+        "text": "one two six", "MyFunction": Doubled,
+        "inputs": torch.randn(3, 4, requires_grad=True), "weights": torch.randn(3, 4, requires_grad=True),
     }  # fmt: skip
 
 
