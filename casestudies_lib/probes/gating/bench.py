@@ -15,6 +15,7 @@ from casestudies_lib.probes.copies import (
     double_by_default,
     double_twin_of,
     in_double,
+    reseed_all,
     twin_of,
     twin_optimiser,
 )
@@ -35,6 +36,8 @@ _PLAIN_PATH = (
 
 # Without an optimiser of the reader's, this one tells whether a silent gate wakes up.
 STAND_IN_RATE = 1e-4
+# Of a loss's random numbers: one draw of dropout can make a healthy gate look as if decay alone moved it.
+DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,8 @@ class Motion:
         decayed: each gate's path under the optimiser as it is.
         free: the same with weight decay off for the gates alone; None where the optimiser has no setting of that name.
         stand_in: whether the optimiser is not the reader's, so that only `pulled` means anything.
+        draws: where the loss draws random numbers (dropout), the motion under each of several draws; then `decayed`
+            and `free` hold their means.
     """
 
     steps: int
@@ -254,21 +259,55 @@ class Motion:
     free: dict[str, Path] | None
     stand_in: bool
     unknown: str = ""
+    draws: tuple["Motion", ...] = ()
 
 
 def motion_of(
     module: nn.Module, loss: Loss, batches: Sequence[Any], optimiser: Optimizer | None, names: list[str], steps: int
 ) -> Motion:
     """Return where the gates go in some steps over these batches, taken in turn; the module and optimiser are read."""
+    has_decay = optimiser is not None and any("weight_decay" in group for group in optimiser.param_groups)
+
+    def once(seed: int | None = None) -> Motion:
+        decayed = _path(module, loss, batches, optimiser, names, steps, seed, decay=True)
+        free = _path(module, loss, batches, optimiser, names, steps, seed, decay=False) if has_decay else None
+        return Motion(steps, decayed, free, optimiser is None)
+
     try:
-        decayed = _path(module, loss, batches, optimiser, names, steps, decay=True)
-        has_decay = optimiser is not None and any("weight_decay" in group for group in optimiser.param_groups)
-        free = _path(module, loss, batches, optimiser, names, steps, decay=False) if has_decay else None
+        if optimiser is not None and _draws_random_numbers(module, loss, batches[0]):
+            return mean_motion([once(seed) for seed in range(1, DRAWS + 1)])
+        return once()
     except Exception as error:
         # An optimiser of the reader's own may want a closure, and a loss may break after a step.
         kind = "the stand-in Adam" if optimiser is None else f"a copy of {type(optimiser).__name__}"
         return Motion(steps, {}, None, optimiser is None, f"{kind} could not step ({type(error).__name__}: {error})")
-    return Motion(steps, decayed, free, optimiser is None)
+
+
+def mean_motion(draws: Sequence[Motion]) -> Motion:
+    """Return the mean of several motions; a gate is pulled where any of them pulls it."""
+    decayed = _mean_paths([draw.decayed for draw in draws])
+    free = None if draws[0].free is None else _mean_paths([draw.free for draw in draws])
+    return Motion(draws[0].steps, decayed, free, draws[0].stand_in, draws=tuple(draws))
+
+
+def _mean_paths(each: Sequence[dict[str, Path]]) -> dict[str, Path]:
+    return {
+        name: Path(
+            torch.stack([paths[name].end for paths in each]).mean(0),
+            torch.stack([paths[name].pulled for paths in each]).any(0),
+        )
+        for name in each[0]
+    }
+
+
+def _draws_random_numbers(module: nn.Module, loss: Loss, batch: Any) -> bool:
+    values = set()
+    for seed in (1, 2):
+        with random_left_as_found(), torch.inference_mode(False):
+            twin = twin_of(module)
+            reseed_all(twin, seed)
+            values.add(checked_loss(loss(twin, batch)).item())
+    return len(values) > 1
 
 
 def _path(
@@ -278,10 +317,13 @@ def _path(
     optimiser: Optimizer | None,
     names: list[str],
     steps: int,
+    seed: int | None,
     decay: bool,
 ) -> dict[str, Path]:
     with random_left_as_found(), torch.inference_mode(False), torch.enable_grad():
         twin = twin_of(module)
+        if seed is not None:
+            reseed_all(twin, seed)
         twin.zero_grad(set_to_none=True)
         gates = {name: twin.get_parameter(name) for name in names}
         stepper = _stepper(module, twin, optimiser, gates, decay)

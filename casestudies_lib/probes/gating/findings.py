@@ -55,6 +55,7 @@ class Reading:
         share: opening times branch, relative to the owner's output.
         moved: by the simulated steps.
         by_decay: the share of weight decay in that.
+        decay_range: where the loss draws random numbers, that share with one draw left out at a time.
         state: one of the words above.
         frozen: whether it has requires_grad=False.
         point: whether zero alone, not a side of it, is out of the graph.
@@ -72,10 +73,20 @@ class Reading:
     share: float | None
     moved: float | None
     by_decay: float | None
+    decay_range: tuple[float, float] | None
     state: str
     frozen: bool
     point: bool
     distorted: bool
+
+    def is_moved_by_decay(self, threshold: float) -> bool:
+        """Return whether decay makes at least this share of the movement, whichever random draw is left out."""
+        least = self.decay_range[0] if self.decay_range else self.by_decay
+        return bool(self.moved) and least is not None and least >= threshold
+
+    def hangs_on_a_draw(self, threshold: float) -> bool:
+        """Return whether the share of decay is above or below this by one draw of the loss's random numbers."""
+        return self.decay_range is not None and self.decay_range[0] < threshold <= self.decay_range[1]
 
     def measures(self) -> dict[str, Any]:
         """Return everything but the name, by field."""
@@ -92,9 +103,7 @@ def findings(readings: list[Reading], motion: Motion, saturated: float, mostly_d
             found.append(Finding(severity, _listed(there), measured, _MEANING[state], _WHAT_TO_DO[state], CHAPTER))
     living = [reading for reading in readings if reading.state not in (DEAD, MISSED)]
     found += _saturated([r for r in living if r.slope is not None and r.slope < saturated])
-    found += _decaying(
-        [r for r in readings if r.by_decay is not None and r.by_decay >= mostly_decay and r.moved], motion
-    )
+    found += _decaying([r for r in readings if r.is_moved_by_decay(mostly_decay)], motion)
     found += _distorted([reading for reading in readings if reading.distorted])
     found += _points([reading for reading in readings if reading.point])
     return sorted(found, key=lambda finding: -SEVERITIES.index(finding.severity))

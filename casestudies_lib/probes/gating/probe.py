@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from casestudies_lib.probes.gating.bench import (
+    DRAWS,
     SIGMOID,
     TANH,
     Bench,
     Evaluation,
     Motion,
     bench_of,
+    mean_motion,
     motion_of,
     root_mean_square,
 )
@@ -93,8 +95,11 @@ def gates(
     A gate's branch is what comes out of the submodule that owns the gate with the gate open (1, or far out in its
     sigmoid or tanh) less what comes out with it closed; with `branches`, it is that submodule's own output.
 
+    A loss that draws random numbers (dropout) is stepped under eight draws, whose mean counts; where one draw more or
+    less would change the answer, `ok` is None.
+
     The module stays as it was, also after an error; the optimiser is only read. Cost: about seven passes an entry and
-    `steps` steps twice, each pass with a copy of the model.
+    `steps` steps twice (sixteen times with random numbers), each pass with a copy of the model.
 
     Args:
         model: the model, in the mode (train or eval) you ask about.
@@ -222,6 +227,7 @@ def _reading(
         share=abs(opening) * branch / whole if branch is not None and whole else None,
         moved=moved,
         by_decay=by_decay,
+        decay_range=_decay_range(motion, name, index, value),
         # A gate that nothing may move needs no further reason.
         state=state if parameter.requires_grad and held else MISSED,
         frozen=not parameter.requires_grad,
@@ -254,6 +260,13 @@ def _moved(motion: Motion, name: str, index: int, value: float) -> tuple[float |
     decay = moved - pulled
     both = abs(decay) + abs(pulled)
     return moved, abs(decay) / both if both else None
+
+
+def _decay_range(motion: Motion, name: str, index: int, value: float) -> tuple[float, float] | None:
+    """Return the least and largest share of decay with one draw of the loss's random numbers left out at a time."""
+    without_one = [mean_motion([*motion.draws[:k], *motion.draws[k + 1 :]]) for k in range(len(motion.draws))]
+    shares = [share for each in without_one if (share := _moved(each, name, index, value)[1]) is not None]
+    return (min(shares), max(shares)) if shares else None
 
 
 def _state(
@@ -313,7 +326,14 @@ def _distorted(bench: Bench, base: Evaluation, entry: tuple[str, int], differenc
 def _result(readings: list[Reading], motion: Motion, saturated: float, mostly_decay: float) -> ProbeResult:
     found = findings(readings, motion, saturated, mostly_decay)
     unknown = [reading.gate for reading in readings if reading.state == UNKNOWN]
-    ok = False if any(finding.severity != "note" for finding in found) else None if unknown else True
+    open_gates = [reading.gate for reading in readings if reading.hangs_on_a_draw(mostly_decay)]
+    ok = False if any(finding.severity != "note" for finding in found) else None if unknown or open_gates else True
+    reason = f"{', '.join(unknown[:4])}: no gradient, and {motion.unknown}" if unknown else ""
+    if not unknown and open_gates:
+        reason = (
+            f"{', '.join(open_gates[:4])}: whether decay makes {100 * mostly_decay:g} % of the movement depends on the "
+            f"random numbers that the loss draws ({DRAWS} draws); take more steps, or ask in eval mode"
+        )
     counts = {state: sum(reading.state == state for reading in readings) for state in dict.fromkeys(_states(readings))}
     return ProbeResult(
         probe="gates",
@@ -329,7 +349,7 @@ def _result(readings: list[Reading], motion: Motion, saturated: float, mostly_de
         ),
         bar_unit="gate times branch, % of the owner's output (root mean square)",
         measures={reading.gate: reading.measures() for reading in readings} | {"steps": motion.steps},
-        reason=f"{', '.join(unknown[:4])}: no gradient, and {motion.unknown}" if ok is None else "",
+        reason=reason if ok is None else "",
     )
 
 
